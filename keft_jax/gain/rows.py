@@ -1,0 +1,51 @@
+"""The rows of the gain table: their order, what each one is, and which of them read text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from keft_jax.config import ROWS
+
+JUDGED = "true"
+"""The row with the knowledge: what is judged."""
+PLAIN = "none"
+"""The row it is judged by first: the same model without knowledge."""
+REFERENCES = ("none", "dictionary", "shuffled", "random")
+"""`helps` needs a lower bound above zero against every one of these."""
+MAJORITY, CHAR_NGRAM = "majority", "char_ngram"
+BASELINES = (MAJORITY, CHAR_NGRAM)
+"""Cheap text-only models that stand in the table as rows."""
+TEXT_ONLY = (PLAIN, "none-tuned", *BASELINES)
+"""Rows that see no knowledge at all; the gain is also given against the best of them."""
+
+NOTES = {
+    MAJORITY: "the most frequent training answer for each kind of question",
+    CHAR_NGRAM: "character and word n-grams, kernel ridge regression, text alone",
+    "none": "the same model and step, the empty graph",
+    "none-tuned": "plain BERT with the same number of trials",
+    "dictionary": "linked entities as marks and ids, no facts",
+    "candidates": "the true neighbours, no edges",
+    "untyped": "the true edges, every relation the same",
+    "shuffled": "the whole graph, its entities swapped for like ones",
+    "random": "the same degrees, edges and relations at random",
+    "text": "the same facts, written into the input",
+    JUDGED: "the knowledge",
+}
+
+_ORDER = (*BASELINES, "none", "none-tuned", *(row for row in ROWS if row not in ("none", "true")))
+
+
+def order_rows(rows: Iterable[str]) -> list[str]:
+    """Baselines, then controls as in the config, then rows this module has not met, then `true`."""
+
+    def place(row: str) -> tuple[int, str]:
+        if row == JUDGED:
+            return len(_ORDER) + 1, row
+        return (_ORDER.index(row), "") if row in _ORDER else (len(_ORDER), row)
+
+    return sorted(set(rows), key=place)
+
+
+def describe_row(row: str) -> str:
+    """One line on what the row is; empty for a row that brings its own meaning."""
+    return NOTES.get(row, "")

@@ -1,0 +1,148 @@
+"""The numbers of the gain table: scores, paired gains, slices, verdicts, and checks of controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keft_jax.config import KeftError
+from keft_jax.gain.bootstrap import Estimate, Sample, draw, group_clusters
+from keft_jax.gain.cells import Cell, Split, Table, load_table, merge, table_hash
+from keft_jax.gain.rows import BASELINES, JUDGED, MAJORITY, PLAIN, REFERENCES, TEXT_ONLY, order_rows
+from keft_jax.gain.verdict import judge
+
+__all__ = ["Cell", "Split", "Table", "load_table", "merge", "summarise", "table_hash"]
+
+
+def summarise(
+    cells: Sequence[Cell],
+    splits: Sequence[Split],
+    metric: str,
+    *,
+    task: str,
+    draws: int = 10_000,
+    seed: int = 0,
+    reference_rows: Sequence[str] = REFERENCES,
+) -> dict[str, Any]:
+    """The content of summary.json: the first split at the top, every split under "splits".
+
+    Each split has scores, gain (true - none), versus (true - row, for every other row),
+    best_text (the best row without knowledge and the gain over it), slices, controls (rows that
+    fall below their trivial baseline), verdict with why, and needed_n: clusters for a verdict.
+    Equal arguments give equal numbers to the last bit, whatever the order of the cells.
+    Raises KeftError for cells that do not fit the splits or each other.
+    """
+    if not splits:
+        raise KeftError("splits: none; name at least one reported split in data.test")
+    values = {split.name: _collect(cells, split, metric) for split in splits}
+    for split in splits:
+        if JUDGED not in values[split.name]:
+            raise KeftError(f"split {split.name}: no cell of row `{JUDGED}`, which is judged")
+    parts = {
+        split.name: _summarise_split(
+            split, values[split.name], draws, np.random.default_rng([seed, i]), reference_rows
+        )
+        for i, split in enumerate(splits)
+    }
+    first = splits[0].name
+    rows = order_rows(cell.row for cell in cells)
+    return {
+        "task": task,
+        "metric": metric,
+        "split": first,
+        "bootstrap": draws,
+        "rows": rows,
+        **parts[first],
+        "splits": parts,
+    }
+
+
+def _collect(cells: Sequence[Cell], split: Split, metric: str) -> dict[str, dict[int, np.ndarray]]:
+    """row -> seed -> float[n]. A row without any draw stands for every seed of the table."""
+    values: dict[str, dict[int, np.ndarray]] = {}
+    fixed: dict[str, np.ndarray] = {}
+    for cell in sorted(cells, key=lambda c: (c.row, c.seed)):
+        where = f"row {cell.row}, seed {cell.seed}, split {split.name}"
+        if metric not in cell.metrics.get(split.name, {}):
+            known = sorted({m for ms in cell.metrics.values() for m in ms})
+            raise KeftError(f"{where}: no metric {metric!r}; there are {', '.join(known)}")
+        v = np.asarray(cell.metrics[split.name][metric], float)
+        if v.shape != (len(split),):
+            raise KeftError(f"{where}: values of shape {v.shape} for {len(split)} examples")
+        if not np.isfinite(v).all():
+            raise KeftError(f"{where}: {int((~np.isfinite(v)).sum())} values are not finite")
+        if cell.seed in values.get(cell.row, {}):
+            raise KeftError(f"{where}: two cells; keep one")
+        values.setdefault(cell.row, {})[cell.seed] = v
+        if cell.info.get("deterministic"):
+            fixed[cell.row] = v
+    seeds = {seed for row, by_seed in values.items() if row not in fixed for seed in by_seed}
+    for row, v in fixed.items():
+        values[row] = {seed: v for seed in seeds} or values[row]
+    return {row: values[row] for row in order_rows(values)}
+
+
+def _summarise_split(
+    split: Split,
+    values: dict[str, dict[int, np.ndarray]],
+    draws: int,
+    rng: np.random.Generator,
+    references: Sequence[str],
+) -> dict[str, Any]:
+    if not len(split):
+        raise KeftError(f"split {split.name}: no examples; give a file with some")
+    cluster = group_clusters(np.asarray(split.cluster).astype(str), rng)
+    whole = Sample(values, cluster, np.ones(len(split), bool))
+    slices = {
+        name: Sample(values, cluster, np.asarray(mask, bool))
+        for name, mask in split.slices.items()
+        if np.any(mask)
+    }
+    draw([whole, *slices.values()], draws, rng)
+    others = [row for row in values if row != JUDGED]
+    scores = {row: whole.estimate(row, None, rng) for row in values}
+    versus = {row: whole.estimate(JUDGED, row, rng) for row in others}
+    text = [row for row in others if row in TEXT_ONLY]
+    best = max(text, key=lambda row: scores[row].mean) if text else None
+    summary: dict[str, Any] = {
+        "n": len(split),
+        "clusters": len(np.unique(split.cluster)),
+        "seeds": len(whole.seeds[JUDGED]),
+        "interval_over": "examples and seeds" if scores[JUDGED].over_seeds else "examples",
+        "scores": {row: e.json() for row, e in scores.items()},
+        "gain": versus[PLAIN].json() if PLAIN in versus else None,
+        "versus": {row: e.json() for row, e in versus.items()},
+        "best_text": None if best is None else {"row": best, **versus[best].json()},
+        "controls": _check_controls(whole, others, rng),
+        "slices": {},
+        **judge(versus, references, [row for row in text if row in BASELINES]),
+    }
+    for name, sample in slices.items():
+        against = {row: sample.estimate(JUDGED, row, rng) for row in others}
+        summary["slices"][name] = {
+            "n": sample.n,
+            "clusters": sample.clusters,
+            "scores": {row: sample.estimate(row, None, rng).json() for row in values},
+            "gain": against[PLAIN].json() if PLAIN in against else None,
+            "versus": {row: e.json() for row, e in against.items()},
+        }
+    return summary
+
+
+def _check_controls(
+    sample: Sample, rows: Sequence[str], rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+    """A control that falls below the majority was kept low, and a gain over it proves nothing."""
+    if MAJORITY not in rows:
+        return {}
+    checks: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row in BASELINES:
+            continue
+        e: Estimate = sample.estimate(row, MAJORITY, rng)
+        flag = e.interval is not None and e.interval[1] < 0
+        note = f"below the row `{MAJORITY}` by {-100 * e.mean:.1f} points: tune it" if flag else ""
+        checks[row] = {"baseline": MAJORITY, **e.json(), "flag": flag, "note": note}
+    return checks
