@@ -1,0 +1,80 @@
+"""The one struct that crosses from host to device: static shapes, everything with a batch axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+Array = Any  # a numpy array on the host, a jax.Array on the device
+
+
+@flax.struct.dataclass
+class Mentions:
+    """Token spans of linked mentions, half-open, and the node that each stands for."""
+
+    start: Array  # i32[b, m]
+    end: Array  # i32[b, m]; start where there is no mention
+    node: Array  # i32[b, m]; -1: none
+
+
+@flax.struct.dataclass
+class AnswerTarget:
+    """Right answers of a question, as entity ids."""
+
+    answers: Array  # i32[b, a]; -1: none
+    total: Array  # i32[b]: right answers, those outside the graph counted too
+    weight: Array  # f32[b]; 0: not for this term (padding, or no answer in the graph)
+
+
+@flax.struct.dataclass
+class LabelTarget:
+    label: Array  # i32[b]
+    weight: Array  # f32[b]
+
+
+@flax.struct.dataclass
+class Batch:
+    """`graph` follows jraph's padding convention for each example: n_node and n_edge are
+    [b, 2] (real, padding), and padding edges join the first padding node to itself."""
+
+    tokens: Array  # i32[b, l]
+    types: Array  # i32[b, l]: 0 first text, 1 second
+    length: Array  # i32[b]: real tokens
+    graph: jraph.GraphsTuple  # nodes: entity, row, mention i32[b, n], pieces i32[b, n, p]
+    # edges: relation i32[b, e]; senders, receivers i32[b, e], sorted by receiver
+    mentions: Mentions
+    targets: dict[str, Any]  # {term: struct with a weight}
+    example: Array  # i32[b]: number in its data set; -1: padding
+
+
+def token_mask(batch: Batch) -> jax.Array:
+    """bool[b, l]: which tokens are real."""
+    return jnp.arange(batch.tokens.shape[1])[None, :] < batch.length[:, None]
+
+
+def node_mask(graph: jraph.GraphsTuple) -> jax.Array:
+    """bool[b, n]: which nodes are real."""
+    return jnp.arange(graph.nodes["entity"].shape[1])[None, :] < graph.n_node[:, :1]
+
+
+def edge_mask(graph: jraph.GraphsTuple) -> jax.Array:
+    """bool[b, e]: which edges are real."""
+    return jnp.arange(graph.senders.shape[1])[None, :] < graph.n_edge[:, :1]
+
+
+def take(batch: Batch, indices: np.ndarray) -> Batch:
+    """Rows of a host batch; an index of -1 gives a padding row that weighs nothing."""
+    real = indices >= 0
+    rows = np.where(real, indices, 0)
+    out: Batch = jax.tree.map(lambda x: x[rows], batch)
+    if real.all():
+        return out
+    targets = {
+        name: target.replace(weight=target.weight * real) for name, target in out.targets.items()
+    }
+    return out.replace(targets=targets, example=np.where(real, out.example, -1))

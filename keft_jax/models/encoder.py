@@ -1,0 +1,117 @@
+"""BERT's encoder (Devlin et al. 2019): post-LN Transformer blocks, exactly.
+
+`layers` can be stopped at any depth (`run`), so that knowledge can be exchanged between blocks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from keft_jax.config import EncoderConfig
+from keft_jax.models.functional import normal, param
+from keft_jax.models.layers import LayerNorm, Linear, dropout, fold
+from keft_jax.sharding import shard
+
+
+class Embeddings(nnx.Module):
+    """Word + position + type, LayerNorm, dropout."""
+
+    def __init__(self, config: EncoderConfig, vocab: int):
+        width = ("embed", config.width)
+        self.word = param((vocab, config.width), ("vocab", "embed"), normal)
+        self.position = param((config.max_length, config.width), ("length", "embed"), normal)
+        self.type = param((2, config.width), (None, "embed"), normal)
+        self.norm = LayerNorm(width)
+        self.rate, self.dtype = config.dropout, jnp.dtype(config.dtype)
+
+    def __call__(self, tokens_bl: jax.Array, types_bl: jax.Array, key: jax.Array | None):
+        x = self.word[...][tokens_bl] + self.position[...][: tokens_bl.shape[1]]
+        first, second = self.type[...]  # a choice of two: no scatter in its gradient
+        x = x + jnp.where(types_bl[..., None] == 1, second, first)
+        return dropout(self.norm(x).astype(self.dtype), self.rate, key)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; query, key and value in one matmul; softmax in float32."""
+
+    def __init__(self, config: EncoderConfig):
+        embed, heads = ("embed", config.width), ("heads", config.heads)
+        kv, dtype = ("kv", config.width // config.heads), jnp.dtype(config.dtype)
+        self.qkv = Linear(embed, ("qkv", 3), heads, kv, dtype=dtype)
+        self.out = Linear(("heads", config.width), embed, dtype=dtype)
+        self.rate, self.scale = config.dropout, kv[1] ** -0.5
+
+    def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
+        qkv = shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv")
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k).astype(jnp.float32)
+        weights = jax.nn.softmax(scores + bias_b11l, axis=-1).astype(x_bld.dtype)
+        y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
+        return self.out(y.reshape(x_bld.shape))
+
+
+class Block(nnx.Module):
+    """LN(x + attention(x)), then LN(x + mlp(x))."""
+
+    def __init__(self, config: EncoderConfig):
+        embed, mlp = ("embed", config.width), ("mlp", config.mlp)
+        dtype = jnp.dtype(config.dtype)
+        self.attention = Attention(config)
+        self.attention_norm = LayerNorm(embed)
+        self.up = Linear(embed, mlp, dtype=dtype)
+        self.down = Linear(mlp, embed, dtype=dtype)
+        self.mlp_norm = LayerNorm(embed)
+        self.rate = config.dropout
+
+    def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
+        y = self.attention(x_bld, bias_b11l, fold(key, 0))
+        x_bld = self.attention_norm(x_bld + dropout(y, self.rate, fold(key, 1)))
+        hidden = shard(jax.nn.gelu(self.up(x_bld), approximate=False), "batch", "length", "mlp")
+        x_bld = self.mlp_norm(x_bld + dropout(self.down(hidden), self.rate, fold(key, 2)))
+        return shard(x_bld, "batch", "length", "embed")
+
+
+class Encoder(nnx.Module):
+    """Token ids -> states [b, l, d]: `embed`, then `run` over any range of layers."""
+
+    def __init__(self, config: EncoderConfig, vocab: int):
+        self.config = config
+        self.embed = Embeddings(config, vocab)
+        self.blocks = nnx.Dict({str(i): Block(config) for i in range(config.layers)})
+
+    def run(
+        self, x_bld: jax.Array, mask_bl: jax.Array, key: jax.Array | None, start: int, stop: int
+    ) -> jax.Array:
+        """States after layers start..stop-1."""
+        bias = jnp.where(mask_bl, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+        if self.config.scan and stop - start > 1:
+            return self._scan(x_bld, bias, key, start, stop)
+        for i in range(start, stop):
+            graphdef, params = nnx.split(self.blocks[str(i)])
+            x_bld = self._block(graphdef)(nnx.to_pure_dict(params), x_bld, bias, fold(key, i))
+        return x_bld
+
+    def _block(self, graphdef):
+        def call(params, x_bld, bias, key):
+            return nnx.merge(graphdef, params)(x_bld, bias, key)
+
+        match self.config.remat:
+            case "full":
+                return jax.checkpoint(call)
+            case "dots":
+                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+                return jax.checkpoint(call, policy=policy)
+        return call
+
+    def _scan(self, x_bld, bias, key, start: int, stop: int) -> jax.Array:
+        split = [nnx.split(self.blocks[str(i)]) for i in range(start, stop)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *[nnx.to_pure_dict(s) for _, s in split])
+        call = self._block(split[0][0])
+
+        def body(x_bld, layer):
+            params, i = layer
+            return call(params, x_bld, bias, fold(key, i)), None
+
+        return jax.lax.scan(body, x_bld, (stacked, jnp.arange(start, stop)))[0]

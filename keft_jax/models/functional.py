@@ -1,0 +1,86 @@
+"""The only seam to Flax NNX: modules on this side, plain nested dicts of arrays on the other.
+
+A module declares its parameters with `param`: shape, axis names and initialiser, and no values.
+`Model` then gives `abstract / shardings / init / apply`. Each parameter is drawn from a key that
+depends on its path alone, so two models that share a part start it alike.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from keft_jax.sharding import parameter_sharding
+
+Tree = dict[str, Any]
+Initializer = Callable[..., jax.Array]
+
+normal = jax.nn.initializers.normal(0.02)  # BERT's
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+def param(shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> Any:
+    """A float32 parameter without a value yet; `axes` names its axes for sharding.py."""
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {tuple(shape)} and axes {tuple(axes)} differ in length")
+    struct = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+    return nnx.Param(struct, axes=tuple(axes), initializer=init)
+
+
+class Model:
+    """A module as pure functions over a nested dict of parameters."""
+
+    def __init__(self, module: nnx.Module):
+        self._graphdef, state = nnx.split(module)
+        self._flat = {
+            path: (v.get_value(), v.get_metadata()) for path, v in nnx.to_flat_state(state)
+        }
+
+    def _tree(self, leaf: Callable[[str, Any, Any], Any]) -> Tree:
+        out: Tree = {}
+        for path, (struct, meta) in self._flat.items():
+            at = out
+            for part in path[:-1]:
+                at = at.setdefault(part, {})
+            at[path[-1]] = leaf("/".join(map(str, path)), struct, meta)
+        return out
+
+    def abstract(self) -> Tree:
+        """Shapes and dtypes, with no memory behind them."""
+        return self._tree(lambda path, struct, meta: struct)
+
+    def shardings(self, mesh: Mesh) -> Tree:
+        return self._tree(
+            lambda path, struct, meta: parameter_sharding(mesh, meta["axes"], struct.shape, path)
+        )
+
+    def init(self, key: jax.Array) -> Tree:
+        """Fresh parameters; pure, so it can be jitted with `shardings` as its out_shardings."""
+
+        def leaf(path: str, struct: jax.ShapeDtypeStruct, meta: dict) -> jax.Array:
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            return meta["initializer"](own, struct.shape, struct.dtype)
+
+        return self._tree(leaf)
+
+    def apply(self, params: Tree, *args: Any, **kwargs: Any) -> Any:
+        """The module's `__call__` with these parameters."""
+        return nnx.merge(self._graphdef, params)(*args, **kwargs)
+
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(struct.size for struct, _ in self._flat.values())
+
+
+def paths(tree: Tree) -> Tree:
+    """The same tree with each leaf replaced by its path, `a/b/c`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "/".join(str(getattr(p, "key", p)) for p in path), tree
+    )

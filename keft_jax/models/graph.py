@@ -1,0 +1,239 @@
+"""Graph networks over each example's subgraph: GCN, GAT and their relation-aware kin.
+
+Every layer is one formula: states are projected to `heads` values for each node, and node v takes
+`sum over edges e = (u, v) of coefficient[e, head] * (value[u, head] + relation term)`, plus its own
+value. The kinds differ in the coefficient alone:
+
+  gcn   1 / sqrt(out-degree(u) in-degree(v)), self-edge counted (Kipf and Welling 2017)
+  gat   softmax over v's edges of leaky_relu(a.value[u] + b.value[v]) (Velickovic et al. 2018)
+  rgcn  a learned scalar for each relation and basis, over in-degree (Schlichtkrull et al. 2018)
+  rgat  gat with a learned term for each relation in the logit and in the message
+
+A relevance gate in [0, 1] for each edge scales its coefficient (inside gat's softmax, so that the
+share of an irrelevant edge goes to the others and at last to v itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import jraph
+from flax import nnx
+
+from keft_jax.config import GraphConfig
+from keft_jax.data.batch import edge_mask, node_mask
+from keft_jax.models.functional import normal, param
+from keft_jax.models.layers import LayerNorm, Linear, glorot, look_up
+
+DENSE_LIMIT = 200  # nodes; beyond it, matmuls with one-hot incidence cost more than segment sums
+
+
+class Edges:
+    """Moves values between nodes [b, n, ...] and edges [b, e, ...]: by matmuls with the one-hot
+    incidence (dense: no scatter, deterministic) or by jraph's segment operations."""
+
+    def __init__(self, graph: jraph.GraphsTuple, compute: str):
+        self.nodes = graph.nodes["entity"].shape[1]
+        self.mask_be, self.node_mask_bn = edge_mask(graph), node_mask(graph)
+        self.senders, self.receivers = graph.senders, graph.receivers
+        self.relation_be = graph.edges["relation"]
+        self.dense = compute == "dense" or (compute == "auto" and self.nodes <= DENSE_LIMIT)
+        if self.dense:
+            self.sent_ben = jax.nn.one_hot(self.senders, self.nodes)
+            self.received_ben = jax.nn.one_hot(self.receivers, self.nodes)
+
+    def _gather(self, x: jax.Array, one_hot: jax.Array | None, ids: jax.Array) -> jax.Array:
+        if one_hot is not None:
+            return jnp.einsum("ben,bn...->be...", one_hot.astype(x.dtype), x, precision="highest")
+        return jax.vmap(lambda x, i: x[i])(x, ids)
+
+    def at_senders(self, x: jax.Array) -> jax.Array:
+        return self._gather(x, self.sent_ben if self.dense else None, self.senders)
+
+    def at_receivers(self, x: jax.Array) -> jax.Array:
+        return self._gather(x, self.received_ben if self.dense else None, self.receivers)
+
+    def sum_at_receivers(self, x: jax.Array) -> jax.Array:
+        """[b, e, ...] -> [b, n, ...]; the caller has zeroed the padding edges."""
+        if self.dense:
+            one_hot = self.received_ben.astype(x.dtype)
+            return jnp.einsum("ben,be...->bn...", one_hot, x, precision="highest")
+        add = lambda x, i: jraph.segment_sum(x, i, self.nodes, indices_are_sorted=True)  # noqa: E731
+        return jax.vmap(add)(x, self.receivers)
+
+    def max_at_receivers(self, x: jax.Array) -> jax.Array:
+        """[b, e, h] -> [b, n, h]; -inf where no edge arrives."""
+        if self.dense:
+            return jnp.where(self.received_ben[..., None] > 0, x[:, :, None], -jnp.inf).max(1)
+        return jax.vmap(lambda x, i: jraph.segment_max(x, i, self.nodes))(x, self.receivers)
+
+    def degrees(self) -> tuple[jax.Array, jax.Array]:
+        """(out, in) f32[b, n], self-edge counted."""
+        ones = self.mask_be.astype(jnp.float32)
+        count = lambda ids: jax.vmap(  # noqa: E731
+            lambda x, i: jraph.segment_sum(x, i, self.nodes)
+        )(ones, ids)
+        return count(self.senders) + 1, count(self.receivers) + 1
+
+
+def gcn_coefficients(edges: Edges) -> tuple[jax.Array, jax.Array]:
+    """(edge f32[b, e, 1], self f32[b, n, 1])."""
+    out_degree, in_degree = edges.degrees()
+    left, right = jax.lax.rsqrt(out_degree)[..., None], jax.lax.rsqrt(in_degree)[..., None]
+    return edges.at_senders(left) * edges.at_receivers(right), left * right
+
+
+def attention_coefficients(
+    logit_beh: jax.Array, self_bnh: jax.Array, gate_be1: jax.Array, edges: Edges
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax over each receiver's edges and itself; an edge's share is scaled by its gate."""
+    highest = jax.lax.stop_gradient(jnp.maximum(edges.max_at_receivers(logit_beh), self_bnh))
+    power = jnp.exp(logit_beh - edges.at_receivers(highest)) * gate_be1
+    power = jnp.where(edges.mask_be[..., None], power, 0)
+    own = jnp.exp(self_bnh - highest)
+    total = own + edges.sum_at_receivers(power)
+    return power / edges.at_receivers(total), own / total
+
+
+class GraphLayer(nnx.Module):
+    """One layer: [b, n, w] -> [b, n, w], before residual and norm."""
+
+    def __init__(self, config: GraphConfig, relations: int, dtype: jnp.dtype):
+        width, heads = ("graph", config.width), config.heads if config.kind != "gcn" else 1
+        inner = config.width if config.kind in ("gcn", "rgcn") else config.width // heads
+        axes = (("one", heads), ("kv", inner))
+        self.kind, self.heads = config.kind, heads
+        self.value = Linear(
+            width, *axes, kernel=glorot(config.width, heads * inner), bias=False, dtype=dtype
+        )
+        if config.kind in ("gat", "rgat"):
+            self.sent = param((heads, inner), ("one", "kv"), glorot(inner, 1))
+            self.received = param((heads, inner), ("one", "kv"), glorot(inner, 1))
+        if config.kind == "rgat":
+            self.relation_logit = param((2 * relations, heads), ("relation", "one"), normal)
+            self.relation_value = param(
+                (2 * relations, heads * inner), ("relation", "kv"), glorot(2 * relations, inner)
+            )
+        if config.kind == "rgcn":
+            self.relation_basis = param(
+                (2 * relations, heads), ("relation", "one"), glorot(2 * relations, heads)
+            )
+            self.own = Linear(
+                width, ("kv", inner), kernel=glorot(config.width, inner), bias=False, dtype=dtype
+            )
+        self.bias = param((config.width,), ("graph",), jax.nn.initializers.zeros)
+
+    def __call__(self, x_bnw: jax.Array, edges: Edges, gate_be: jax.Array) -> jax.Array:
+        value_bnhk = self.value(x_bnw)
+        gate_be1 = jnp.where(edges.mask_be, gate_be, 0)[..., None]
+        coefficient_beh, own_bnh = self._coefficients(value_bnhk, edges, gate_be1)
+        message = edges.at_senders(value_bnhk)
+        if self.kind == "rgat":
+            shape = (*message.shape[:2], *message.shape[2:])
+            relation = look_up(self.relation_value[...], edges.relation_be).reshape(shape)
+            message = message + relation.astype(message.dtype)
+        message = message * coefficient_beh[..., None].astype(message.dtype)
+        y = edges.sum_at_receivers(message)
+        if self.kind == "rgcn":
+            return y.sum(2) + self.own(x_bnw) + self.bias[...].astype(y.dtype)
+        y = y + value_bnhk * own_bnh[..., None].astype(y.dtype)
+        return y.reshape(x_bnw.shape) + self.bias[...].astype(y.dtype)
+
+    def _coefficients(
+        self, value_bnhk: jax.Array, edges: Edges, gate_be1: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.kind == "gcn":
+            coefficient, own = gcn_coefficients(edges)
+            return coefficient * gate_be1, own
+        if self.kind == "rgcn":
+            basis = look_up(self.relation_basis[...], edges.relation_be)
+            _, in_degree = edges.degrees()
+            scale = edges.at_receivers(1 / in_degree[..., None])
+            return basis * scale * gate_be1, jnp.zeros(())
+        value32 = value_bnhk.astype(jnp.float32)
+        sent = jnp.einsum("bnhk,hk->bnh", value32, self.sent[...])
+        received = jnp.einsum("bnhk,hk->bnh", value32, self.received[...])
+        logit = edges.at_senders(sent) + edges.at_receivers(received)
+        if self.kind == "rgat":
+            logit = logit + look_up(self.relation_logit[...], edges.relation_be)
+        leaky: Callable = lambda x: jax.nn.leaky_relu(x, 0.2)  # noqa: E731
+        return attention_coefficients(leaky(logit), leaky(sent + received), gate_be1, edges)
+
+
+class EdgeGate(nnx.Module):
+    """How relevant the text finds each edge: sigmoid(query . (relation + sender)), in [0, 1]."""
+
+    def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: jnp.dtype):
+        width = ("graph", config.width)
+        inner = ("kv", config.width)
+        self.query = Linear(("embed", text_width), inner, kernel=glorot(text_width, config.width))
+        self.sender = Linear(width, inner, kernel=glorot(config.width, config.width))
+        self.relation = param((2 * relations, config.width), ("relation", "kv"), normal)
+        self.relation_bias = param(
+            (2 * relations, 1), ("relation", "one"), jax.nn.initializers.zeros
+        )
+        self.scale = config.width**-0.5
+
+    def __call__(self, query_bd: jax.Array, x_bnw: jax.Array, edges: Edges) -> jax.Array:
+        """Edge gates f32[b, e]."""
+        query_bw = self.query(query_bd.astype(jnp.float32))
+        sender_bn = jnp.einsum("bw,bnw->bn", query_bw, self.sender(x_bnw.astype(jnp.float32)))
+        scores = query_bw @ self.relation[...].T + self.relation_bias[...][:, 0]
+        return jax.nn.sigmoid(_pick(scores, edges) + self.scale * edges.at_senders(sender_bn))
+
+
+def _pick(scores_br: jax.Array, edges: Edges) -> jax.Array:
+    """Each edge's entry of its example's score for its relation: f32[b, e]."""
+    one_hot = jax.nn.one_hot(edges.relation_be, scores_br.shape[1])
+    return jnp.einsum("ber,br->be", one_hot, scores_br, precision="highest")
+
+
+class NodeGate(nnx.Module):
+    """How relevant the text finds each node: sigmoid(query . node), in [0, 1]. All can go to
+    zero, which is to choose no knowledge."""
+
+    def __init__(self, config: GraphConfig, text_width: int):
+        self.query = Linear(
+            ("embed", text_width),
+            ("kv", config.width),
+            kernel=glorot(text_width, config.width),
+        )
+        self.bias = param((1,), ("one",), jax.nn.initializers.zeros)
+        self.scale = config.width**-0.5
+
+    def __call__(self, query_bd: jax.Array, x_bnw: jax.Array) -> jax.Array:
+        """f32[b, n]."""
+        query_bw = self.query(query_bd.astype(jnp.float32))
+        score = jnp.einsum("bw,bnw->bn", query_bw, x_bnw.astype(jnp.float32))
+        return jax.nn.sigmoid(self.scale * score + self.bias[...])
+
+
+class GraphBlock(nnx.Module):
+    """`config.layers` gated layers, each with residual and LayerNorm: [b, n, w] -> [b, n, w]."""
+
+    def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: jnp.dtype):
+        names = [str(i) for i in range(config.layers)]
+        self.layers = nnx.Dict({i: GraphLayer(config, relations, dtype) for i in names})
+        self.norms = nnx.Dict({i: LayerNorm(("graph", config.width)) for i in names})
+        self.gates = (
+            nnx.Dict({i: EdgeGate(config, text_width, relations, dtype) for i in names})
+            if config.gate
+            else None
+        )
+
+    def __call__(
+        self, x_bnw: jax.Array, query_bd: jax.Array, edges: Edges
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """(states, edge gates of each layer f32[b, e])."""
+        used = []
+        for i, layer in self.layers.items():
+            gate = (
+                jnp.ones(edges.mask_be.shape)
+                if self.gates is None
+                else self.gates[i](query_bd, x_bnw, edges)
+            )
+            used.append(gate)
+            x_bnw = self.norms[i](x_bnw + jax.nn.gelu(layer(x_bnw, edges, gate)))
+        return x_bnw, used

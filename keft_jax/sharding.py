@@ -1,0 +1,135 @@
+"""Where arrays live: the mesh, the names of their axes, and one table from names to mesh axes.
+
+Every parameter names its axes where it is made; an unknown name, a collision or a length that does
+not divide is an error that says what to do, never silent replication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from keft_jax.config import KeftError, MeshConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Parameters are cut along `fsdp` on their model width and along `tensor` on heads, mlp and vocab.
+PARAMETERS: dict[str, str | None] = {
+    "embed": "fsdp",
+    "graph": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "entity": "tensor",
+    "kv": None,
+    "qkv": None,
+    "length": None,
+    "relation": None,
+    "label": None,
+    "layer": None,
+    "one": None,
+}
+
+# Activations are cut along the batch, over data and fsdp alike, and along `tensor` inside a block.
+ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "entity": "tensor",
+    "embed": None,
+    "graph": None,
+    "kv": None,
+    "length": None,
+    "node": None,
+    "edge": None,
+    "label": None,
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over the devices. Raises KeftError if the sizes do not fit."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = math.prod(s for s in sizes if s)
+    if 0 in sizes:
+        if len(devices) % given:
+            raise KeftError(
+                f"mesh = {tuple(sizes)}: {given} does not divide the {len(devices)} devices; "
+                "set sizes whose product does"
+            )
+        sizes[sizes.index(0)] = len(devices) // given
+    if math.prod(sizes) > len(devices):
+        raise KeftError(
+            f"mesh = {tuple(sizes)}: needs {math.prod(sizes)} devices, there are {len(devices)}; "
+            "lower mesh.data, mesh.fsdp or mesh.tensor"
+        )
+    grid = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(names: Sequence[str | None], rules: dict, where: str = "array") -> PartitionSpec:
+    """Axis names -> PartitionSpec. Raises KeftError on an unknown name or two on one mesh axis."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        if name is not None and name not in rules:
+            raise KeftError(f"{where}: axis {name!r} has no sharding rule; add it to sharding.py")
+        axis = rules[name] if name is not None else None
+        for one in (axis,) if isinstance(axis, str) else axis or ():
+            if one in taken:
+                raise KeftError(f"{where}: axes {tuple(names)} use the mesh axis {one!r} twice")
+            taken.add(one)
+        out.append(axis)
+    return PartitionSpec(*out)
+
+
+def parameter_sharding(
+    mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], where: str
+) -> NamedSharding:
+    """The sharding of one parameter. Raises KeftError if a length does not divide over its axis."""
+    parts = spec(names, PARAMETERS, where)
+    for name, length, axis in zip(names, shape, parts, strict=True):
+        if axis is not None and length % mesh.shape[axis]:
+            raise KeftError(
+                f"{where}: its {name} axis has {length} entries, which mesh.{axis} = "
+                f"{mesh.shape[axis]} does not divide; change either"
+            )
+    return NamedSharding(mesh, parts)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
+
+
+_active: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("keft_mesh", default=None)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """While a step is traced: `shard` constrains to this mesh."""
+    token = _active.set(mesh)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def shard(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrains an activation whose axes have these names; the identity on one device."""
+    mesh = _active.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    parts = spec(names, ACTIVATIONS, "activation")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, parts))

@@ -1,0 +1,63 @@
+"""Text classification: one label for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keft_jax.config import KeftError
+from keft_jax.data.batch import LabelTarget
+from keft_jax.data.source import Example
+from keft_jax.tasks.task import Rows
+
+
+class Classification:
+    """Cross-entropy; accuracy for each example, macro precision, recall and F1 for a split."""
+
+    term = "label"
+    metrics = ("accuracy",)
+
+    def __init__(self, labels: Sequence[str]):
+        self.choices: Sequence[str] = tuple(labels)
+        self._number = {label: i for i, label in enumerate(labels)}
+
+    def targets(self, examples: Sequence[Example]) -> LabelTarget:
+        label = np.zeros(len(examples), np.int32)
+        weight = np.zeros(len(examples), np.float32)
+        for row, example in enumerate(examples):
+            if example.label is None:
+                continue
+            if example.label not in self._number:
+                raise KeftError(
+                    f"{example.where}: label {example.label!r} never occurs in training "
+                    f"({', '.join(self.choices[:8])}{', ...' if len(self.choices) > 8 else ''}); "
+                    "correct it, or name all labels in task.labels and train again"
+                )
+            label[row], weight[row] = self._number[example.label], 1
+        return LabelTarget(label=label, weight=weight)
+
+    def loss(self, logits_bc: jax.Array, target: LabelTarget) -> jax.Array:
+        taken = jnp.take_along_axis(jax.nn.log_softmax(logits_bc), target.label[:, None], 1)
+        return -(target.weight * taken[:, 0]).sum()
+
+    def score(self, logits_bc: jax.Array, target: LabelTarget) -> dict[str, jax.Array]:
+        choice = logits_bc.argmax(1)
+        right = (choice == target.label) & (target.weight > 0)
+        return {"accuracy": right.astype(jnp.float32), "choice": choice, "gold": target.label}
+
+    def summarise(self, rows: Rows) -> dict[str, float]:
+        """Macro averages over the labels that occur as gold or as answer (scikit-learn's)."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            rows["gold"], rows["choice"], average="macro", zero_division=0
+        )
+        return {
+            "accuracy": float(np.mean(rows["accuracy"])),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+        }

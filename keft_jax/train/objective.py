@@ -1,0 +1,95 @@
+"""The training objective: a weighted sum of loss terms over one forward pass of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from keft_jax.config import ObjectiveConfig
+from keft_jax.data.batch import Batch
+from keft_jax.models.functional import Model
+from keft_jax.models.fusion import Output
+from keft_jax.tasks.task import Task
+
+Frozen = Mapping[str, Any]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
+
+
+@dataclass(frozen=True)
+class Term:
+    """`loss` is a sum over the batch; `total` depends on the batch alone and is taken over the
+    whole global batch, so that accumulated parts add up to the big batch."""
+
+    name: str
+    weight: float
+    loss: Callable[[Output, Frozen, Batch], jax.Array]
+    total: Callable[[Batch], jax.Array]
+
+
+def task_term(task: Task, weight: float) -> Term:
+    return Term(
+        name="task",
+        weight=weight,
+        loss=lambda output, frozen, batch: task.loss(output.logits, batch.targets[task.term]),
+        total=lambda batch: batch.targets[task.term].weight.sum(),
+    )
+
+
+def distill_term(teacher: Model, weight: float, temperature: float) -> Term:
+    """KL(teacher || student) of the softened distributions, times temperature squared (Hinton et
+    al. 2015), over all real examples, labelled or not. The teacher's parameters are
+    `frozen["teacher"]`; it runs without dropout and takes no gradient."""
+
+    def loss(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
+        taught = teacher.apply(frozen["teacher"], batch, frozen["names"]).logits
+        log_t = jax.nn.log_softmax(jax.lax.stop_gradient(taught) / temperature)
+        log_s = jax.nn.log_softmax(output.logits / temperature)
+        each = (jnp.exp(log_t) * (log_t - log_s)).sum(-1)
+        return temperature**2 * jnp.where(batch.example >= 0, each, 0).sum()
+
+    return Term("distill", weight, loss, lambda batch: (batch.example >= 0).sum())
+
+
+def make_terms(config: ObjectiveConfig, task: Task, teacher: Model | None) -> tuple[Term, ...]:
+    """A term whose weight is 0 is not built."""
+    terms = []
+    if config.task > 0:
+        terms.append(task_term(task, config.task))
+    if config.distill.weight > 0:
+        if teacher is None:
+            raise ValueError("objective.distill needs a teacher model")
+        terms.append(distill_term(teacher, config.distill.weight, config.distill.temperature))
+    return tuple(terms)
+
+
+class Objective:
+    """`totals(batch)`, then the loss of any part of that batch."""
+
+    def __init__(self, model: Model, terms: tuple[Term, ...]):
+        self.model, self.terms = model, terms
+
+    def totals(self, batch: Batch) -> dict[str, jax.Array]:
+        return {
+            term.name: jnp.maximum(term.total(batch).astype(jnp.float32), 1) for term in self.terms
+        }
+
+    def __call__(
+        self,
+        params: Any,
+        frozen: Frozen,
+        batch: Batch,
+        totals: dict[str, jax.Array],
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Metrics]:
+        output = self.model.apply(params, batch, frozen["names"], key)
+        loss, metrics = jnp.zeros(()), {}
+        for term in self.terms:
+            own = term.loss(output, frozen, batch)
+            loss = loss + term.weight * own / totals[term.name]
+            metrics[f"loss/{term.name}"] = (own, totals[term.name])
+        metrics["loss/total"] = (loss, jnp.ones(()))
+        return loss, metrics

@@ -1,0 +1,85 @@
+"""AdamW with warm-up and decay, a learning rate for each group of parameters, and freezing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from keft_jax.config import KeftError, OptimConfig
+from keft_jax.models.functional import paths
+
+
+def schedule(config: OptimConfig) -> optax.Schedule:
+    """The share of the peak at each step: up over `warmup`, then down by `decay`."""
+    up = round(config.warmup * config.steps)
+    down = max(config.steps - up, 1)
+    match config.decay:
+        case "linear":
+            fall = optax.linear_schedule(1.0, 0.0, down)
+        case "cosine":
+            fall = optax.cosine_decay_schedule(1.0, down)
+        case _:
+            fall = optax.constant_schedule(1.0)
+    if up == 0:
+        return fall
+    rise = optax.linear_schedule(1 / up, 1.0, max(up - 1, 1))
+    return optax.join_schedules([rise, fall], [up])
+
+
+def make_optimizer(config: OptimConfig, abstract: Any) -> optax.GradientTransformation:
+    """Updates for a peak learning rate of 1: the step multiplies them by the peak, an argument, so
+    that a grid of rates shares one compilation. Raises KeftError for a group that matches nothing.
+    """
+    scales = _scales(config, abstract)
+    decayed = jax.tree.map(lambda struct: struct.ndim > 1, abstract)
+    chain = [
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_schedule(schedule(config)),
+        optax.scale(-1.0),
+    ]
+    if any(scale not in (0, 1) for scale in jax.tree.leaves(scales)):
+        chain.insert(4, _scale_by(scales))
+    tx = optax.chain(*chain)
+    if all(scale > 0 for scale in jax.tree.leaves(scales)):
+        return tx
+    labels = jax.tree.map(lambda scale: "train" if scale else "freeze", scales)
+    return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)
+
+
+def _scales(config: OptimConfig, abstract: Any) -> Any:
+    matched = set()
+
+    def scale(path: str) -> float:
+        for group in config.groups:
+            if group.match in path:
+                matched.add(group.match)
+                return group.scale
+        return 1.0
+
+    scales = jax.tree.map(scale, paths(abstract))
+    for group in config.groups:
+        if group.match not in matched:
+            known = ", ".join(sorted(abstract))
+            raise KeftError(
+                f"optim.groups.match = {group.match!r}: no parameter of its own has this in its "
+                f"path; the top-level groups are {known}"
+            )
+    return scales
+
+
+def _scale_by(scales: Any) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        # Frozen leaves are optax.MaskedNode here, without a scale to go with them.
+        flat = dict(jax.tree_util.tree_leaves_with_path(scales))
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, u: u * jnp.asarray(flat[path], u.dtype), updates
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,102 @@
+"""The one compiled function of training, `(state, frozen, batch) -> (state, metrics)`, and its
+twin for evaluation, `(params, frozen, batch) -> rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from keft_jax.data.batch import Batch
+from keft_jax.models.functional import Model
+from keft_jax.sharding import batch_sharding, on_mesh, replicated
+from keft_jax.tasks.task import Task
+from keft_jax.train.objective import Frozen, Metrics, Objective
+from keft_jax.train.state import State
+
+
+def make_train_step(
+    objective: Objective, tx: optax.GradientTransformation, accumulate: int = 1
+) -> Callable[[State, Frozen, Batch], tuple[State, Metrics]]:
+    """`frozen` holds `learning_rate` (the peak), `names`, and whatever the terms read."""
+
+    def gradients(params: Any, frozen: Frozen, batch: Batch, totals: Any, key: jax.Array):
+        grad = jax.grad(objective, has_aux=True)
+        if accumulate == 1:
+            return grad(params, frozen, batch, totals, key)
+
+        # Part i takes every accumulate-th example, so that each part lies on every device.
+        def cut(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        def add(total: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            number, part = item
+            own = grad(params, frozen, part, totals, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, total, own), None
+
+        parts = jax.tree.map(cut, batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zero = jax.eval_shape(lambda: grad(params, frozen, first, totals, key))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), zero)
+        (grads, metrics), _ = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
+        # Sums over parts are sums over the batch; weights were the whole batch's all along.
+        metrics = {name: (s, w / accumulate) for name, (s, w) in metrics.items()}
+        return grads, metrics
+
+    def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        totals = objective.totals(batch)
+        grads, metrics = gradients(state.params, frozen, batch, totals, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
+        metrics["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: Model, task: Task
+) -> Callable[[Any, Frozen, Batch], dict[str, jax.Array]]:
+    """Rows with an `example` id; padding has id -1 and is for the caller to drop."""
+
+    def eval_step(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
+        output = model.apply(params, batch, frozen["names"])
+        target = batch.targets[task.term]
+        rows = task.score(output.logits, target)
+        probability = jax.nn.softmax(output.logits).max(-1)
+        return rows | {"example": batch.example, "probability": probability}
+
+    return eval_step
+
+
+def compile_train_step(step: Callable, shardings: State, mesh: Mesh) -> Callable:
+    """jit with the state donated and every output's place given."""
+
+    def on(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
+        with on_mesh(mesh):
+            return step(state, frozen, batch)
+
+    return jax.jit(
+        on,
+        donate_argnums=0,
+        in_shardings=(shardings, None, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+def compile_eval_step(step: Callable, mesh: Mesh) -> Callable:
+    def on(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
+        with on_mesh(mesh):
+            return step(params, frozen, batch)
+
+    return jax.jit(on, out_shardings=replicated(mesh))
