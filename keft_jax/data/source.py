@@ -1,0 +1,195 @@
+"""Text examples, from files or from memory, under the names that the config gives their fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keft_jax.config import DataConfig, KeftError
+from keft_jax.data.records import SourceReport, describe_missing, read_records
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("text", "pair", "label", "answers", "entity", "pattern", "cluster")
+LISTS = ("answers", "entity")
+Fields = Mapping[str, tuple[str, bool]]
+"""role -> (name of its field, whether a record must have it)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text with what is known about it. Spans are half-open, in characters of `text`."""
+
+    id: int
+    """Position among the examples read, from 0."""
+    text: str
+    pair: str = ""
+    """Second text, encoded after the first."""
+    label: str | None = None
+    answers: tuple[str, ...] = ()
+    spans: tuple[tuple[int, int, str], ...] = ()
+    """Mentions given by the data: (start, end, entity name). An entity whose name does not stand
+    in the text has the empty span (0, 0)."""
+    pattern: str = ""
+    cluster: str = ""
+    where: str = ""
+    """file:line, for error messages."""
+
+
+class _BadRecord(ValueError):
+    """One record cannot be an example; the message says why."""
+
+
+def read_examples(
+    path: str | Path,
+    data: DataConfig,
+    *,
+    need: Sequence[str] = (),
+    report: SourceReport | None = None,
+) -> list[Example]:
+    """Examples of a file, in its order; formats as in `records.read_records`.
+
+    In a table, several answers or entities in one cell stand between `|`. A field that holds a
+    single answer in JSON may be a string.
+
+    Args:
+      path: file, or `-` for stdin.
+      data: which field holds what.
+      need: roles besides the text that every record must have: "label", "answers", "pattern" or
+        "cluster". Otherwise they may be absent (texts to predict have no label). `pair` and
+        `entity` are needed whenever the config names them.
+      report: filled with the count and the places of malformed lines, which are logged as well.
+
+    Raises:
+      KeftError: missing, empty or binary file, a field that is not there, or no example left.
+    """
+    report = SourceReport() if report is None else report
+    report.path = "stdin" if str(path) == "-" else str(path)
+    fields = _fields(data, need)
+    columns = [name for name, needed in fields.values() if needed]
+    examples: list[Example] = []
+    lists = [fields[role][0] for role in LISTS if role in fields]
+    records = read_records(path, report, text=data.text, columns=columns, lists=lists)
+    for line, record in records:
+        try:
+            where = f"{report.path}:{line}"
+            examples.append(_example(len(examples), record, fields, data.brackets, where))
+        except _BadRecord as bad:
+            report.add(line, str(bad))
+    report.examples = len(examples)
+    if not examples and not report.malformed:
+        raise KeftError(f"{report.path}: holds no example; give a file with one record a line")
+    if not examples:
+        _, line, reason = report.malformed[0]
+        raise KeftError(
+            f"{report.path}:{line}: {reason} (no example is left of {report.malformed_lines};"
+            " correct the file, or the data.* fields that name its columns)"
+        )
+    if report.malformed_lines:
+        logger.warning("%s", report.summary())
+    return examples
+
+
+def examples_from(
+    items: Iterable[str | Mapping[str, Any]],
+    data: DataConfig | None = None,
+    *,
+    need: Sequence[str] = (),
+) -> list[Example]:
+    """Examples from texts, or from dicts with the fields that the config names. Raises KeftError
+    at the first item that is not one, naming its position (from 1)."""
+    data = DataConfig() if data is None else data
+    fields = _fields(data, need)
+    examples = []
+    for i, item in enumerate(items):
+        record = {data.text: item} if isinstance(item, str) else item
+        where = f"input:{i + 1}"
+        if not isinstance(record, Mapping):
+            kind = type(record).__name__
+            raise KeftError(f"{where}: a {kind} where a text or a dict of fields is expected")
+        try:
+            examples.append(_example(i, record, fields, data.brackets, where))
+        except _BadRecord as bad:
+            raise KeftError(f"{where}: {bad}") from None
+    return examples
+
+
+def _fields(data: DataConfig, need: Sequence[str]) -> Fields:
+    fields = {}
+    for role in ROLES:
+        name, needed = getattr(data, role), role in need or role == "text"
+        if needed and not name:
+            raise KeftError(f"data.{role} = '': needed here; name the field that holds it")
+        if name:
+            fields[role] = (name, needed or role in ("pair", "entity"))
+    return fields
+
+
+def _example(
+    id: int, record: Mapping[str, Any], fields: Fields, brackets: bool, where: str
+) -> Example:
+    values: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, ())
+    for role, (name, needed) in fields.items():
+        if name in record:
+            values[role] = _strings(record[name], role, name)
+        elif needed:
+            raise _BadRecord(f"data.{role} = {name!r}: {describe_missing(name, record)}")
+        if needed and not values[role]:
+            raise _BadRecord(f"data.{role} = {name!r}: empty")
+    text, entities = values["text"][0], values["entity"]
+    spans: tuple[tuple[int, int, str], ...] = tuple(_locate(text, name) for name in entities)
+    if brackets:
+        from keft_jax.kg.linking.string import parse_brackets
+
+        text, places = parse_brackets(text)
+        if len(entities) != len(places):  # no name for each: what is marked is the name
+            entities = tuple(text[start:end] for start, end in places)
+        spans = tuple((*place, name) for place, name in zip(places, entities, strict=True))
+        if not text.strip():
+            raise _BadRecord(f"data.text = {fields['text'][0]!r}: empty")
+    one = {role: "".join(value) for role, value in values.items() if role not in LISTS}
+    return Example(
+        id=id,
+        text=text,
+        pair=one["pair"],
+        label=one["label"] if values["label"] else None,
+        answers=tuple(dict.fromkeys(values["answers"])),
+        spans=spans,
+        pattern=one["pattern"],
+        cluster=one["cluster"],
+        where=where,
+    )
+
+
+def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
+    """The non-empty strings of a field: at most one, or any number for a list."""
+    if isinstance(value, list | tuple) and role in LISTS:
+        return tuple(text for item in value for text in _strings(item, "item", name))
+    if isinstance(value, bool | int | float):
+        value = json.dumps(value)
+    elif value is None:
+        return ()
+    if not isinstance(value, str):
+        kind = "a list of texts" if role in LISTS else "a text"
+        raise _BadRecord(
+            f"data.{role} = {name!r}: a {type(value).__name__} where {kind} is expected"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _BadRecord(f"data.{role} = {name!r}: half a UTF-16 surrogate pair") from None
+    text = value if role in ("text", "pair") else value.strip()
+    return (text,) if text.strip() else ()
+
+
+def _locate(text: str, name: str) -> tuple[int, int, str]:
+    """The first place of a name, by exact case or else folded; (0, 0) where there is none."""
+    start = text.find(name)
+    # Folding that changes the length would shift the span: such texts are matched exactly only.
+    if start < 0 and len(text.lower()) == len(text) and len(name.lower()) == len(name):
+        start = text.lower().find(name.lower())
+    return (start, start + len(name), name) if start >= 0 else (0, 0, name)

@@ -1,0 +1,202 @@
+"""Text to word pieces, with the way back to characters.
+
+WordPiece as in BERT (Devlin et al. 2019), by the `tokenizers` library. Its trainer numbers the
+alphabet in the order of a randomly seeded hash map, and ties between merges follow those numbers;
+`train_wordpiece` fixes the numbers, so the same texts give the same vocabulary in every process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from keft_jax.config import KeftError, check
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MIN_FREQUENCY = 2
+"""Occurrences that a merged piece needs."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Encoded texts, ragged: `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`."""
+
+    ids: list[np.ndarray]  # int32[length]
+    types: list[np.ndarray]  # int32[length]: 0 text, 1 pair
+    offsets: list[np.ndarray]  # int32[length, 2]: characters of own text; special tokens (0, 0)
+    lengths: np.ndarray  # int32[texts]
+    truncated: int
+    """Texts that were cut to the longest length."""
+
+    def spans(self, i: int, char_spans: Sequence[tuple[int, int]], part: int = 0) -> np.ndarray:
+        """Token spans of character spans of text i (part 0) or of its pair (part 1)."""
+        offsets_l2 = np.where((self.types[i] == part)[:, None], self.offsets[i], 0)
+        return token_spans(offsets_l2, char_spans)
+
+
+def token_spans(offsets_l2: np.ndarray, char_spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Half-open token spans that cover half-open character spans.
+
+    Args:
+      offsets_l2: int[length, 2], the characters of each token; (0, 0) for special tokens.
+      char_spans: (start, end) in characters.
+
+    Returns:
+      int32[spans, 2]: first token and one past the last that share a character with the span;
+      (0, 0) where none does (an empty span, or one that was cut away).
+    """
+    spans_s2 = np.asarray(char_spans, np.int64).reshape(-1, 2)
+    from_s1, to_s1 = spans_s2[:, :1], spans_s2[:, 1:]
+    start_l, end_l = offsets_l2[:, 0], offsets_l2[:, 1]
+    overlap_sl = np.minimum(end_l, to_s1) - np.maximum(start_l, from_s1)
+    hit_sl = np.greater(overlap_sl, 0)
+    first_s = hit_sl.argmax(-1)
+    last_s = hit_sl.shape[1] - hit_sl[:, ::-1].argmax(-1)
+    return np.where(hit_sl.any(-1)[:, None], np.stack([first_s, last_s], -1), 0).astype(np.int32)
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, *, lowercase: bool = True, names: Iterable[str] = ()
+) -> Tokenizer:
+    """A WordPiece tokenizer with the vocabulary of the texts.
+
+    The result depends on the texts alone, not on their order, the process or its threads.
+
+    Args:
+      texts: training texts, never those of a split that is reported.
+      vocab_size: at most so many pieces, specials included ([PAD] = 0, [UNK], [CLS], [SEP],
+        [MASK]). Three quarters at most are single characters, the most frequent ones.
+      lowercase: fold case, and strip accents with it, as BERT's uncased models do.
+      names: entity names of the graph, each counted once, so that they read as words too.
+
+    Raises:
+      KeftError: no text with a word in it, or a vocabulary too small to hold one.
+    """
+    check(vocab_size >= 64, "vocab_size", vocab_size, "use 64 or more")
+    tok = _wordpiece({piece: i for i, piece in enumerate(SPECIAL)}, lowercase)
+    texts = [*texts, *names]
+    counts: Counter[str] = Counter()
+    pieces: dict[str, set[str]] = {}
+    for text in texts:
+        normal = tok.normalizer.normalize_str(text)
+        for word, _ in tok.pre_tokenizer.pre_tokenize_str(normal):
+            counts.update(word)
+            for i, char in enumerate(word):
+                pieces.setdefault(char, {char}).add("##" + char if i else char)
+    if not counts:
+        raise KeftError("no training text has a word in it; a vocabulary needs some")
+    alphabet: list[str] = []
+    room = (vocab_size - len(SPECIAL)) * 3 // 4
+    for char in sorted(counts, key=lambda c: (-counts[c], c)):
+        room -= len(pieces[char])
+        if room < 0:
+            break
+        alphabet.append(char)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=MIN_FREQUENCY,
+        # What is called special gets its id first, in this order; the tokenizer made below has
+        # the five as special alone.
+        special_tokens=[*SPECIAL, *sorted(piece for char in alphabet for piece in pieces[char])],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tok.train_from_iterator(texts, trainer)
+    return _wordpiece(tok.get_vocab(), lowercase)
+
+
+def _wordpiece(vocab: dict[str, int], lowercase: bool) -> Tokenizer:
+    tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece()
+    tok.add_special_tokens(list(SPECIAL))
+    tok.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tok
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """A `tokenizer.json`, ours or that of a BERT-like model. Raises KeftError."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    if not file.is_file():
+        raise KeftError(f"{file}: no such file; give a tokenizer.json of the tokenizers library")
+    try:
+        tok = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for whatever does not fit
+        raise KeftError(f"{file}: not a tokenizer.json ({error}); export it anew") from error
+    missing = [piece for piece in SPECIAL if tok.token_to_id(piece) is None]
+    if missing:
+        raise KeftError(f"{file}: has no {' '.join(missing)}; use a tokenizer of the BERT family")
+    # Published files cut and pad as their own task wanted it.
+    tok.no_truncation()
+    tok.no_padding()
+    return tok
+
+
+def save_tokenizer(tok: Tokenizer, path: str | Path) -> None:
+    """Writes a `tokenizer.json` whole or not at all."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as out:
+            out.write(tok.to_str(pretty=True))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def encode(
+    tok: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> Tokens:
+    """Texts, each with its pair where that is not "", as ids within `max_length`.
+
+    What is too long loses tokens at the end, of the longer one of text and pair first.
+    """
+    check(max_length >= 8, "max_length", max_length, "use 8 or more")
+    pairs = [""] * len(texts) if pairs is None else pairs
+    if len(pairs) != len(texts):
+        raise ValueError(f"{len(texts)} texts but {len(pairs)} pairs")
+    cls, sep = tok.token_to_id("[CLS]"), tok.token_to_id("[SEP]")
+    none = (0, 0)
+    with_pair = [i for i, pair in enumerate(pairs) if pair]
+    firsts = tok.encode_batch(list(texts), add_special_tokens=False)
+    seconds = tok.encode_batch([pairs[i] for i in with_pair], add_special_tokens=False)
+    second_of = dict(zip(with_pair, seconds, strict=True))
+    ids, types, offsets, truncated = [], [], [], 0
+    for i, first in enumerate(firsts):
+        second = second_of.get(i)
+        a, b = len(first), 0 if second is None else len(second)
+        room = max_length - (2 if second is None else 3)
+        if a + b > room:
+            truncated += 1
+            short = min(a, b, room // 2)
+            a, b = (short, room - short) if a < b else (room - short, short)
+        row, places = [cls, *first.ids[:a], sep], [none, *first.offsets[:a], none]
+        if second is not None:
+            row += [*second.ids[:b], sep]
+            places += [*second.offsets[:b], none]
+        ids.append(np.array(row, np.int32))
+        types.append((np.arange(len(row)) >= a + 2).astype(np.int32))
+        offsets.append(np.array(places, np.int32))
+    lengths = np.array([len(row) for row in ids], np.int32)
+    return Tokens(ids, types, offsets, lengths, truncated)
