@@ -1,0 +1,213 @@
+"""Finds names and aliases in text: the longest match, left to right, on token boundaries."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import compress
+
+import numpy as np
+
+from keft_jax.config import KeftError
+from keft_jax.kg.linking.normal import Normal, normalise
+from keft_jax.kg.store import KG
+
+_BARRIER = "\0"  # between texts; a token of its own that no name holds
+_CHUNK = 1 << 20  # characters looked at together
+_SPACE, _WORD, _SINGLE = 0, 1, 2
+# Scripts written without spaces match at any character: Thai to Myanmar, Khmer, kana, ideographs.
+_UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF),
+             (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """text[start:end] names these entities, the likeliest first; none: NIL.
+
+    score: 1 for a name in its own case, .9 in another, shared by the candidates; 0 for NIL.
+    """
+
+    start: int
+    end: int
+    entities: tuple[int, ...]
+    score: float
+
+
+class StringLinker:
+    """Names and aliases of a graph, looked up in a dict of token n-grams.
+
+    Text and names are compared in NFKC and, with `fold_case`, case-folded; spaces between tokens
+    do not matter. A surface in its exact case wins over others that fold alike. Candidates of an
+    ambiguous surface: those it is the name of before those it is an alias of, then by degree, then
+    by id. Surfaces shorter than `min_chars` are left to `link_given`.
+    """
+
+    def __init__(self, kg: KG, *, fold_case: bool = True, min_chars: int = 2):
+        self._fold = fold_case
+        aliases, alias_entity = kg.alias_table()
+        surfaces = [*kg.names, *aliases]
+        entities = np.concatenate([np.arange(kg.n_entities), alias_entity]).astype(np.int64)
+        is_alias = np.arange(len(surfaces)) >= kg.n_entities
+        best_first = np.lexsort((entities, -kg.degrees[entities], is_alias)).tolist()
+        keys = [" ".join(tokens) for tokens in self._tokens(surfaces)]
+        exact: dict[str, list[int]] = {}
+        folded: dict[str, list[int]] = {}
+        ids = entities.tolist()
+        for i in best_first:
+            exact.setdefault(_exact_key(surfaces[i]), []).append(ids[i])
+            folded.setdefault(keys[i], []).append(ids[i])
+        self._exact = {key: tuple(dict.fromkeys(some)) for key, some in exact.items()}
+        self._folded = {key: tuple(dict.fromkeys(some)) for key, some in folded.items()}
+        self._singles: set[str] = set()  # surfaces of one token
+        lengths: dict[str, set[int]] = {}  # first two tokens -> lengths in tokens
+        for key in self._folded:
+            tokens = key.split(" ")
+            if len(key) - len(tokens) + 1 < min_chars or _BARRIER in key:
+                continue
+            if len(tokens) == 1:
+                self._singles.add(key)
+            else:
+                lengths.setdefault(" ".join(tokens[:2]), set()).add(len(tokens))
+        self._lengths = {pair: tuple(sorted(some)[::-1]) for pair, some in lengths.items()}
+        self._firsts = self._singles.union(pair.split(" ")[0] for pair in lengths)
+
+    def link(self, texts: Sequence[str]) -> list[list[Mention]]:
+        """The mentions of each text, in order, without overlap."""
+        found: list[list[Mention]] = [[] for _ in texts]
+        for first, normals in self._chunks(texts):
+            joined = _BARRIER.join(normal.text for normal in normals)
+            sizes = np.array([len(normal.text) + 1 for normal in normals])
+            begins = np.cumsum(sizes) - sizes
+            spans = self._match(joined)
+            if not spans:
+                continue
+            starts, ends = np.array(spans).T
+            owner = np.searchsorted(begins, starts, side="right") - 1
+            starts, ends = starts - begins[owner], ends - begins[owner]
+            rows = zip(owner.tolist(), starts.tolist(), ends.tolist(), strict=True)
+            for i, start, end in rows:
+                span = normals[i].span(start, end)
+                if span is not None:
+                    found[first + i].append(self._mention(texts[first + i], *span))
+        return found
+
+    def link_given(
+        self, text: str, spans: Sequence[tuple[int, int] | tuple[int, int, str]]
+    ) -> list[Mention]:
+        """Resolves mentions marked in the data: (start, end) of the text, or with the name."""
+        found = []
+        for start, end, *name in spans:
+            if not 0 <= start < end <= len(text):
+                raise KeftError(
+                    f"span ({start}, {end}) of {text[:40]!r}: use 0 <= start < end <= {len(text)}"
+                )
+            found.append(self._mention(text, start, end, *name))
+        return found
+
+    def _mention(self, text: str, start: int, end: int, name: str = "") -> Mention:
+        name = name or text[start:end]
+        entities, score = self._exact.get(_exact_key(name), ()), 1.0
+        if not entities:
+            (tokens,) = self._tokens([name])
+            entities, score = self._folded.get(" ".join(tokens), ()), 0.9
+        return Mention(start, end, entities, score / len(entities) if entities else 0.0)
+
+    def _chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Normal]]]:
+        first, size, normals = 0, 0, []
+        for i, text in enumerate(texts):
+            normals.append(normalise(text, fold=self._fold))
+            size += len(text)
+            if size >= _CHUNK:
+                yield first, normals
+                first, size, normals = i + 1, 0, []
+        if normals:
+            yield first, normals
+
+    def _tokens(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        for _, normals in self._chunks(texts):
+            tokens, _, _ = _tokenise(_BARRIER.join(normal.text for normal in normals) + _BARRIER)
+            begin = 0
+            for _ in normals:
+                end = tokens.index(_BARRIER, begin)
+                yield tokens[begin:end]
+                begin = end + 1
+
+    def _match(self, text: str) -> list[tuple[int, int]]:
+        """Spans of the longest matches, left to right."""
+        tokens, starts, ends = _tokenise(text)
+        firsts, singles, lengths, folded = self._firsts, self._singles, self._lengths, self._folded
+        spans, free = [], 0
+        for i in compress(range(len(tokens)), map(firsts.__contains__, tokens)):
+            if i < free:
+                continue
+            for length in lengths.get(" ".join(tokens[i : i + 2]), ()):
+                if " ".join(tokens[i : i + length]) in folded:
+                    break
+            else:
+                if tokens[i] not in singles:
+                    continue
+                length = 1
+            free = min(i + length, len(tokens))
+            spans.append((starts[i], ends[free - 1]))
+        return spans
+
+
+def _exact_key(surface: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", surface).split())
+
+
+def _tokenise(text: str) -> tuple[list[str], list[int], list[int]]:
+    """Tokens with their starts and ends: words, and single characters of everything else."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    kind = _kinds()[np.minimum(codes, 0x3FFFF)]
+    is_word = kind == _WORD
+    begins = kind == _SINGLE
+    stops = begins.copy()
+    begins[:1] |= is_word[:1]
+    begins[1:] |= is_word[1:] & ~is_word[:-1]
+    stops[-1:] |= is_word[-1:]
+    stops[:-1] |= is_word[:-1] & ~is_word[1:]
+    starts = np.flatnonzero(begins).tolist()
+    ends = (np.flatnonzero(stops) + 1).tolist()
+    return [text[a:b] for a, b in zip(starts, ends, strict=True)], starts, ends
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> np.ndarray:
+    """uint8[0x40000]: what each character is to the tokeniser. Marks belong to their word."""
+    kinds = np.full(0x40000, _SINGLE, np.uint8)
+    for code in range(0x40000):
+        character = chr(code)
+        if character.isalnum() or unicodedata.category(character)[0] == "M" or character == "_":
+            kinds[code] = _WORD
+        elif character.isspace():
+            kinds[code] = _SPACE
+    for first, last in _UNSPACED:
+        kinds[first : last + 1] = _SINGLE
+    return kinds
+
+
+def parse_brackets(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """`what did [Tom Hanks] act in` -> the text without its outer brackets, and their spans.
+
+    Inner brackets belong to the name, and a bracket without its partner to the text.
+    """
+    partner: dict[int, int] = {}
+    waiting: list[int] = []
+    for i, character in enumerate(text):
+        if character == "[":
+            waiting.append(i)
+        elif character == "]" and waiting:
+            partner[waiting.pop()] = i
+    spans, parts, size, at = [], [], 0, 0
+    for i in sorted(partner):
+        if i < at or partner[i] == i + 1:
+            continue
+        parts += [text[at:i], text[i + 1 : partner[i]]]
+        size += i - at
+        spans.append((size, size + len(parts[-1])))
+        size += len(parts[-1])
+        at = partner[i] + 1
+    return "".join(parts) + text[at:], spans
