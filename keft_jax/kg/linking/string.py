@@ -57,40 +57,49 @@ class StringLinker:
         ids = entities.tolist()
         for i in best_first:
             exact.setdefault(_exact_key(surfaces[i]), []).append(ids[i])
-            folded.setdefault(keys[i], []).append(ids[i])
+            if _BARRIER not in keys[i]:
+                folded.setdefault(keys[i], []).append(ids[i])
         self._exact = {key: tuple(dict.fromkeys(some)) for key, some in exact.items()}
         self._folded = {key: tuple(dict.fromkeys(some)) for key, some in folded.items()}
-        self._singles: set[str] = set()  # surfaces of one token
-        lengths: dict[str, set[int]] = {}  # first two tokens -> lengths in tokens
+        self._min_chars = min_chars
+        # First token -> second token -> lengths in tokens, longest first; "" for one token alone.
+        self._starts: dict[str, dict[str, tuple[int, ...]]] = {}
         for key in self._folded:
             tokens = key.split(" ")
-            if len(key) - len(tokens) + 1 < min_chars or _BARRIER in key:
+            if _chars(key, len(tokens)) < min_chars:
                 continue
-            if len(tokens) == 1:
-                self._singles.add(key)
-            else:
-                lengths.setdefault(" ".join(tokens[:2]), set()).add(len(tokens))
-        self._lengths = {pair: tuple(sorted(some)[::-1]) for pair, some in lengths.items()}
-        self._firsts = self._singles.union(pair.split(" ")[0] for pair in lengths)
+            follow = self._starts.setdefault(tokens[0], {})
+            second = tokens[1] if len(tokens) > 1 else ""
+            if len(tokens) not in follow.get(second, ()):
+                follow[second] = tuple(sorted({*follow.get(second, ()), len(tokens)})[::-1])
 
     def link(self, texts: Sequence[str]) -> list[list[Mention]]:
         """The mentions of each text, in order, without overlap."""
         found: list[list[Mention]] = [[] for _ in texts]
         for first, normals in self._chunks(texts):
-            joined = _BARRIER.join(normal.text for normal in normals)
             sizes = np.array([len(normal.text) + 1 for normal in normals])
             begins = np.cumsum(sizes) - sizes
-            spans = self._match(joined)
-            if not spans:
-                continue
-            starts, ends = np.array(spans).T
-            owner = np.searchsorted(begins, starts, side="right") - 1
-            starts, ends = starts - begins[owner], ends - begins[owner]
-            rows = zip(owner.tolist(), starts.tolist(), ends.tolist(), strict=True)
-            for i, start, end in rows:
-                span = normals[i].span(start, end)
-                if span is not None:
-                    found[first + i].append(self._mention(texts[first + i], *span))
+            starts, ends, keys = self._match(_join(normals))
+            owners = np.searchsorted(begins, starts, side="right") - 1
+            rows = zip(
+                owners.tolist(),
+                (starts - begins[owners]).tolist(),
+                (ends - begins[owners]).tolist(),
+                keys,
+                strict=True,
+            )
+            resolved: dict[str, tuple[tuple[int, ...], float]] = {}  # names come again and again
+            for i, start, end, key in rows:
+                if normals[i].starts is not None:
+                    span = normals[i].span(start, end)
+                    if span is None:
+                        continue
+                    start, end = span
+                surface = texts[first + i][start:end]
+                known = resolved.get(surface)
+                if known is None:
+                    known = resolved[surface] = self._resolve(surface, key)
+                found[first + i].append(Mention(start, end, *known))
         return found
 
     def link_given(
@@ -103,16 +112,18 @@ class StringLinker:
                 raise KeftError(
                     f"span ({start}, {end}) of {text[:40]!r}: use 0 <= start < end <= {len(text)}"
                 )
-            found.append(self._mention(text, start, end, *name))
+            surface = name[0] if name else text[start:end]
+            (tokens,) = self._tokens([surface])
+            found.append(Mention(start, end, *self._resolve(surface, " ".join(tokens))))
         return found
 
-    def _mention(self, text: str, start: int, end: int, name: str = "") -> Mention:
-        name = name or text[start:end]
-        entities, score = self._exact.get(_exact_key(name), ()), 1.0
+    def _resolve(self, surface: str, key: str) -> tuple[tuple[int, ...], float]:
+        """Candidates and score, for a surface and the key that its tokens make."""
+        exact = self._exact
+        entities, score = exact.get(surface) or exact.get(_exact_key(surface), ()), 1.0
         if not entities:
-            (tokens,) = self._tokens([name])
-            entities, score = self._folded.get(" ".join(tokens), ()), 0.9
-        return Mention(start, end, entities, score / len(entities) if entities else 0.0)
+            entities, score = self._folded.get(key, ()), 0.9
+        return entities, score / len(entities) if entities else 0.0
 
     def _chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Normal]]]:
         first, size, normals = 0, 0, []
@@ -127,31 +138,45 @@ class StringLinker:
 
     def _tokens(self, texts: Sequence[str]) -> Iterator[list[str]]:
         for _, normals in self._chunks(texts):
-            tokens, _, _ = _tokenise(_BARRIER.join(normal.text for normal in normals) + _BARRIER)
+            tokens, _, _ = _tokenise(_join(normals))
             begin = 0
             for _ in normals:
                 end = tokens.index(_BARRIER, begin)
                 yield tokens[begin:end]
                 begin = end + 1
 
-    def _match(self, text: str) -> list[tuple[int, int]]:
-        """Spans of the longest matches, left to right."""
+    def _match(self, text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Starts int64[k], ends int64[k] and keys of the longest matches, left to right."""
         tokens, starts, ends = _tokenise(text)
-        firsts, singles, lengths, folded = self._firsts, self._singles, self._lengths, self._folded
-        spans, free = [], 0
-        for i in compress(range(len(tokens)), map(firsts.__contains__, tokens)):
+        follows, folded, least = self._starts, self._folded, self._min_chars
+        begins, stops, keys, free = [], [], [], 0
+        for i in compress(range(len(tokens)), map(follows.__contains__, tokens)):
             if i < free:
                 continue
-            for length in lengths.get(" ".join(tokens[i : i + 2]), ()):
-                if " ".join(tokens[i : i + length]) in folded:
+            follow = follows[tokens[i]]
+            for length in follow.get(tokens[i + 1], ()):
+                key = " ".join(tokens[i : i + length])
+                if key in folded and _chars(key, length) >= least:
                     break
             else:
-                if tokens[i] not in singles:
+                if "" not in follow:
                     continue
-                length = 1
-            free = min(i + length, len(tokens))
-            spans.append((starts[i], ends[free - 1]))
-        return spans
+                key, length = tokens[i], 1
+            free = i + length
+            begins.append(starts[i])
+            stops.append(ends[free - 1])
+            keys.append(key)
+        return np.array(begins, np.int64), np.array(stops, np.int64), keys
+
+
+def _join(normals: Sequence[Normal]) -> str:
+    """The texts with a barrier after each, so that no match reaches over the end of one."""
+    return "".join(normal.text + _BARRIER for normal in normals)
+
+
+def _chars(key: str, length: int) -> int:
+    """Characters of a key of so many tokens, without the spaces between them."""
+    return len(key) - length + 1
 
 
 def _exact_key(surface: str) -> str:
