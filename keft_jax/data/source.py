@@ -11,6 +11,7 @@ from typing import Any
 
 from keft_jax.config import DataConfig, KeftError
 from keft_jax.data.records import SourceReport, describe_missing, read_records
+from keft_jax.kg.linking.string import parse_brackets
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Example:
     answers: tuple[str, ...] = ()
     spans: tuple[tuple[int, int, str], ...] = ()
     """Mentions given by the data: (start, end, entity name). An entity whose name does not stand
-    in the text has the empty span (0, 0)."""
+    in the text spans all of it."""
     pattern: str = ""
     cluster: str = ""
     where: str = ""
@@ -143,8 +144,6 @@ def _example(
     text, entities = values["text"][0], values["entity"]
     spans: tuple[tuple[int, int, str], ...] = tuple(_locate(text, name) for name in entities)
     if brackets:
-        from keft_jax.kg.linking.string import parse_brackets
-
         text, places = parse_brackets(text)
         if len(entities) != len(places):  # no name for each: what is marked is the name
             entities = tuple(text[start:end] for start, end in places)
@@ -187,9 +186,9 @@ def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
 
 
 def _locate(text: str, name: str) -> tuple[int, int, str]:
-    """The first place of a name, by exact case or else folded; (0, 0) where there is none."""
+    """The first place of a name, by exact case or else folded; the whole text without one."""
     start = text.find(name)
     # Folding that changes the length would shift the span: such texts are matched exactly only.
     if start < 0 and len(text.lower()) == len(text) and len(name.lower()) == len(name):
         start = text.lower().find(name.lower())
-    return (start, start + len(name), name) if start >= 0 else (0, 0, name)
+    return (start, start + len(name), name) if start >= 0 else (0, len(text), name)
