@@ -1,0 +1,222 @@
+"""Triples and names from text files, with an account of every line that could not be read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, cast
+
+from keft_jax.config import KeftError
+from keft_jax.kg import disk
+from keft_jax.kg.store import KG, Triple
+
+LONGEST_LINE = 1 << 20  # bytes
+_KEPT = 20  # malformed lines that a report lists; all are counted
+_TRIPLE = ("head", "relation", "tail")
+_HEADERS = {
+    _TRIPLE,
+    ("subject", "predicate", "object"),
+    ("subject", "relation", "object"),
+    ("source", "relation", "target"),
+    ("h", "r", "t"),
+}
+
+
+@dataclass
+class Report:
+    """What was read, and what was not."""
+
+    files: int = 0
+    lines: int = 0
+    """Lines that are not blank."""
+    read: int = 0
+    """Lines that hold what they should."""
+    malformed_lines: int = 0
+    malformed: list[tuple[str, int, str]] = field(default_factory=list)
+    """The first 20 of them: (file, line, reason)."""
+    headers: int = 0
+    """First lines of CSV files that name the columns."""
+    duplicates: int = 0
+    """Triples that were there already (build_kg)."""
+
+    def reject(self, path: Path, line: int, reason: str) -> None:
+        self.malformed_lines += 1
+        if len(self.malformed) < _KEPT:
+            self.malformed.append((str(path), line, reason))
+
+
+def read_triples(path: str | Path, *, strict: bool = False) -> tuple[list[Triple], Report]:
+    """Triples of a TSV or CSV file (head, relation, tail), `.gz` or not.
+
+    A malformed line (not three non-empty fields, not UTF-8, longer than 1 MiB, NUL bytes) is
+    counted and listed; with `strict` the first one is a KeftError with file:line. KeftError too
+    for a file that is missing, empty, binary or holds no triple at all. Blank lines are skipped,
+    and fields lose the spaces around them.
+    """
+    report = Report()
+    rows = list(_read_rows(Path(path), _TRIPLE, strict, report))
+    return cast("list[Triple]", rows), report
+
+
+def build_kg(
+    sources: str | Path | Iterable[str | Path],
+    *,
+    aliases: str | Path | None = None,
+    descriptions: str | Path | None = None,
+    strict: bool = False,
+) -> tuple[KG, Report]:
+    """A graph of all sources; `aliases` and `descriptions` are TSV or CSV files of two columns,
+    entity and other name or entity and text (the last one counts). Errors as `read_triples`."""
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    report = Report()
+    triples: list[Triple] = []
+    for source in sources:
+        rows = _read_rows(Path(source), _TRIPLE, strict, report)
+        triples += cast("Iterator[Triple]", rows)
+    if not report.files:
+        raise KeftError("sources: none given; name one or more files of triples")
+    others: dict[str, list[str]] = {}
+    if aliases is not None:
+        for entity, alias in _read_rows(Path(aliases), ("entity", "alias"), strict, report):
+            others.setdefault(entity, []).append(alias)
+    texts: dict[str, str] = {}
+    if descriptions is not None:
+        rows = _read_rows(Path(descriptions), ("entity", "description"), strict, report)
+        texts = {entity: text for entity, text in rows}
+    kg = KG.from_triples(triples, aliases=others, descriptions=texts)
+    report.duplicates = len(triples) - kg.n_triples
+    return kg, report
+
+
+def _read_rows(
+    path: Path, columns: tuple[str, ...], strict: bool, report: Report
+) -> Iterator[tuple[str, ...]]:
+    """Rows with a field for each column, as they are read."""
+    comma = path.name.removesuffix(".gz").lower().endswith(".csv")
+    report.files += 1
+    lines_before, rows, first_bad = report.lines, 0, ""
+    with _open(path) as file:
+        for number, raw in _lines(file, path):
+            if not raw.strip():
+                continue
+            report.lines += 1
+            fields, reason = _split(raw, comma, len(columns))
+            if not reason:
+                if number == 1 and comma and tuple(f.lower() for f in fields) in _HEADERS:
+                    report.headers += 1
+                    continue
+                rows += 1
+                report.read += 1
+                yield tuple(fields)
+                continue
+            if strict:
+                raise KeftError(f"{path}:{number}: {reason}; put it right, or leave out --strict")
+            first_bad = first_bad or f"line {number}: {reason}"
+            report.reject(path, number, reason)
+    shape = ("," if comma else "<tab>").join(columns)
+    if report.lines == lines_before:
+        raise KeftError(f"{path}: empty; write {shape} on each line")
+    if not rows:
+        what = f"no line is {shape} ({first_bad or 'only a header'})"
+        remedy = "; names of two columns belong in --aliases" if len(columns) == 3 else ""
+        raise KeftError(f"{path}: {what}; write {len(columns)} fields on each line{remedy}")
+
+
+def _split(raw: bytes, comma: bool, width: int) -> tuple[list[str], str]:
+    """The fields of a line, and what is wrong with them ("": nothing)."""
+    if len(raw) > LONGEST_LINE:
+        return [], "longer than 1 MiB"
+    if b"\0" in raw:
+        return [], "has NUL bytes"
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return [], f"not UTF-8 (byte {error.start + 1} is 0x{raw[error.start]:02x})"
+    text = text.rstrip("\r\n")
+    if comma:
+        try:
+            fields = next(csv.reader([text], strict=True, skipinitialspace=True))
+        except csv.Error as error:
+            return [], f"not CSV ({error})"
+    else:
+        fields = text.split("\t")
+    fields = [item.strip() for item in fields]
+    if len(fields) != width:
+        rival = "\t" if comma else ","
+        hint = ""
+        if len(fields) == 1 and text.count(rival) == width - 1:
+            hint = ", separated by tabs (is it .tsv?)" if comma else ", by commas (is it .csv?)"
+        return fields, f"{len(fields)} field{'s' * (len(fields) != 1)}, not {width}{hint}"
+    if not all(fields):
+        return fields, f"field {fields.index('') + 1} is empty"
+    return fields, ""
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines; of one over the limit only the beginning, so that memory stays bounded."""
+    number = 0
+    try:
+        while raw := file.readline(LONGEST_LINE + 2):
+            number += 1
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            rest = raw
+            while not rest.endswith(b"\n") and len(rest) == LONGEST_LINE + 2:
+                rest = file.readline(LONGEST_LINE + 2)
+            yield number, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise KeftError(f"{path}: damaged gzip after line {number} ({error}); copy it again") from (
+            error
+        )
+    except OSError as error:
+        raise KeftError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked where it is .gz. KeftError where it cannot be text."""
+    if not path.exists():
+        raise KeftError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        remedy = "it is a graph already, use it as it is" if disk.is_graph(path) else "name files"
+        raise KeftError(f"{path}: a folder, not a file of triples; {remedy}")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+        packed = path.suffix.lower() == ".gz"
+        if not magic:
+            raise KeftError(f"{path}: empty; give one entry on each line")
+        if packed and magic != b"\x1f\x8b":
+            raise KeftError(f"{path}: not gzip although it is called .gz; rename it")
+        if not packed and magic == b"\x1f\x8b":
+            raise KeftError(f"{path}: gzip; call it {path.name}.gz")
+        opened = cast("IO[bytes]", gzip.open(path) if packed else path.open("rb"))  # noqa: SIM115
+    except OSError as error:
+        raise KeftError(f"{path}: cannot be read ({error.strerror}); check the rights") from error
+    try:
+        _refuse_binary(opened, path)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _refuse_binary(file: IO[bytes], path: Path) -> None:
+    try:
+        head = file.read(1 << 14)
+        file.seek(0)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise KeftError(f"{path}: damaged gzip ({error}); copy it again") from error
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise KeftError(f"{path}: UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+    text = head.decode(errors="replace")
+    odd = sum(c == "�" or (c < " " and c not in "\t\r\n") for c in text)
+    if odd > max(8, 0.1 * len(text)):
+        raise KeftError(
+            f"{path}: binary, or text that is not UTF-8 (begins with {head[:8].hex(' ')}); "
+            "give tab- or comma-separated UTF-8 text"
+        )
