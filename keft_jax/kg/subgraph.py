@@ -9,8 +9,9 @@ so rare relations and small parents come first, and what lies behind a hub comes
 k kept nodes of the hop before lead to is k times as relevant (it joins them). Relevances are held
 as integer costs, -64 log2, so that sums are exact and any machine gives the same subgraph.
 
-Of each expanded node only the `nodes - 1` most relevant neighbours are looked at, which keeps hubs
-cheap: when more exist the budget is exceeded anyway, and the example counts as cut.
+Of each expanded node only the most relevant neighbours are looked at (of a seed 16 (nodes - 1), of
+others nodes - 1), which keeps hubs cheap: when more exist the budget is exceeded anyway, and the
+example counts as cut.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _SCALE = 64  # cost units an octave
 _COST_BITS = 16  # 8 hops of at most 64 * (31 + 32)
 _NODE_BITS = 31  # entity ids are int32
 _CHUNK = 256  # examples at a time: their sort keys stay in the cache
+_LOOK = 16  # neighbours of a seed looked at, in budgets: enough to see what joins two seeds
 _HUB = 64  # from this degree on, edges are found by pairs of kept nodes, not by listing neighbours
 
 
@@ -179,13 +181,14 @@ def _take_nodes(index: _Index, seeds: np.ndarray, budget: Budget, out: Subgraphs
     # Sort keys of (example, entity, cost); a cost of 0 marks what is kept already.
     kept = row << (_NODE_BITS + _COST_BITS) | seeds[row, column].astype(np.int64) << _COST_BITS
     parent, entity, cost = row, seeds[row, column], np.zeros(len(row), np.int64)
-    for _ in range(budget.hops):
+    for hop in range(budget.hops):
         open_ = ~out.cut[parent]
         parent, entity, cost = parent[open_], entity[open_], cost[open_]
         if not len(parent):
             break
         start = index.offsets[entity]
-        count = np.minimum(index.offsets[entity + 1] - start, room)
+        look = room if hop else _LOOK * room
+        count = np.minimum(index.offsets[entity + 1] - start, look)
         at, owner = _ranges(start, count)
         key = parent << (_NODE_BITS + _COST_BITS)
         key = key[owner] | index.neighbour[at].astype(np.int64) << _COST_BITS
