@@ -161,10 +161,9 @@ def _choose_cities(row: dict, cities: list[dict], dropped: Counter[str]) -> list
         return []
     capital = matches[0]
     others = [city for city in ranked if city is not capital]
-    kept = {c["geonameid"] for c in (ranked[:CITIES_PER_COUNTRY])} | {capital["geonameid"]}
-    kept_others = [c for c in others if c["geonameid"] in kept][: CITIES_PER_COUNTRY - 1]
-    dropped["cities beyond the most populous of their country"] += len(others) - len(kept_others)
-    return [capital, *kept_others]
+    kept = others[: CITIES_PER_COUNTRY - 1]
+    dropped["cities beyond the most populous of their country"] += len(others) - len(kept)
+    return [capital, *kept]
 
 
 def _spelling(name: str) -> str:

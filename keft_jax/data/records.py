@@ -81,8 +81,8 @@ def read_records(
         format = _format(path, stream)
         try:
             if format == "txt":
-                for number, line in _lines(stream, report):
-                    if line is not None and line.strip():
+                for number, line, ok in _lines(stream, report):
+                    if ok and line.strip():
                         yield number, {text: line}
             elif format == "jsonl":
                 yield from _objects(stream, report)
@@ -163,12 +163,13 @@ def _format(path: str | Path, stream: io.BufferedReader) -> str:
     return FORMATS[suffix.lower()]
 
 
-def _lines(stream: io.BufferedReader, report: SourceReport) -> Iterator[tuple[int, str | None]]:
-    """(line number from 1, text), or None for a line that was counted as malformed."""
+def _lines(stream: io.BufferedReader, report: SourceReport) -> Iterator[tuple[int, str, bool]]:
+    """(line number from 1, text, ok). A line that is not ok is counted as malformed already; of
+    its text what can be read."""
     number = 0
     while line := stream.readline(MAX_LINE + 1):
         number += 1
-        reason, text = "", None
+        reason, text = "", ""
         if len(line) > MAX_LINE and not line.endswith(b"\n"):
             size = len(line)
             while line and not line.endswith(b"\n"):
@@ -177,21 +178,22 @@ def _lines(stream: io.BufferedReader, report: SourceReport) -> Iterator[tuple[in
             reason = f"a line of {size:,} bytes; the limit is {MAX_LINE:,}"
         else:
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 reason = f"invalid UTF-8 at byte {error.start + 1}; save it as UTF-8"
-            if text is not None and "\0" in text:
+                text = line.decode(errors="replace")
+            if "\0" in text:
                 reason = "a NUL byte"
         if reason:
             report.add(number, reason)
-        yield number, None if reason else text
+        yield number, text.rstrip("\r\n"), not reason
 
 
 def _objects(
     stream: io.BufferedReader, report: SourceReport
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, text in _lines(stream, report):
-        if text is None or not text.strip():
+    for number, text, ok in _lines(stream, report):
+        if not ok or not text.strip():
             continue
         try:
             record = json.loads(text)
@@ -239,8 +241,8 @@ def _rows(
 ) -> Iterator[tuple[int, list[str]]]:
     """(line of its start, cells). TSV has no quoting; a CSV cell may run over several lines."""
     if format == "tsv":
-        for number, text in _lines(stream, report):
-            if text is not None and text.strip():
+        for number, text, ok in _lines(stream, report):
+            if ok and text.strip():
                 yield number, text.split("\t")
         return
     first = last = 0
@@ -248,10 +250,10 @@ def _rows(
 
     def feed() -> Iterator[str]:
         nonlocal first, last, broken
-        for number, text in _lines(stream, report):
+        for number, text, ok in _lines(stream, report):
             first, last = first or number, number
-            broken |= text is None
-            yield (text or "") + "\n"
+            broken |= not ok
+            yield text + "\n"
 
     reader = csv.reader(feed(), strict=True)
     while True:

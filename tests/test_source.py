@@ -1,0 +1,183 @@
+"""Every way in which a file can be wrong is named with its place; nothing is dropped silently."""
+
+import gzip
+import io
+import json
+import logging
+import sys
+
+import pytest
+
+from keft_jax.config import DataConfig, KeftError
+from keft_jax.data import records
+from keft_jax.data.records import SourceReport
+from keft_jax.data.source import examples_from, read_examples
+
+GOOD = b'{"question": "who?", "answers": ["Ann", "Bob", "Ann"], "pattern": "p", "cluster": 7}\n'
+
+
+def read(tmp_path, name, content, data=None, **options):
+    file = tmp_path / name
+    file.write_bytes(content)
+    return read_examples(file, data or DataConfig(), **options)
+
+
+def refuse(tmp_path, name, content, data=None, **options):
+    """The one-line message with which a file is refused."""
+    with pytest.raises(KeftError) as caught:
+        read(tmp_path, name, content, data, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".tsv", ".csv"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_formats_agree(tmp_path, suffix, zipped):
+    rows = [("who is é?", "Ann|Bob", "x"), ("東京 where?", "C", "y")]
+    if suffix == ".jsonl":
+        keys = ("question", "answers", "label")
+        items = [dict(zip(keys, (q, a.split("|"), b), strict=True)) for q, a, b in rows]
+        text = "".join(json.dumps(item) + "\r\n" for item in items)
+    else:
+        mark = "\t" if suffix == ".tsv" else ","
+        text = "".join(mark.join(row) + "\n" for row in [("question", "answers", "label"), *rows])
+    content = b"\xef\xbb\xbf" + text.encode()
+    if zipped:
+        suffix, content = suffix + ".gz", gzip.compress(content)
+    found = read(tmp_path, "a" + suffix, content, need=("answers", "label"))
+    assert [(e.id, e.text, "|".join(e.answers), e.label) for e in found] == [
+        (i, *row) for i, row in enumerate(rows)
+    ]
+
+
+def test_values_become_texts(tmp_path):
+    (example,) = read(tmp_path, "a.jsonl", GOOD)
+    assert example.answers == ("Ann", "Bob")
+    assert example.cluster == "7" and example.label is None
+    assert example.where == f"{tmp_path / 'a.jsonl'}:1"
+    labels = [e.label for e in examples_from([{"question": "a", "label": x} for x in (0, True)])]
+    assert labels == ["0", "true"]
+
+
+def test_malformed_lines_are_counted_with_their_place(tmp_path, caplog):
+    bad = [
+        b'{"question":', b"\xff\xfe{}", b"[1]", b"x" * 10_000_000, b'{"question": "a\\ud800"}',
+        b'{"qestion": "a"}', b'{"question": " "}', b'{"question": ["a"]}', b"[" * 100_000,
+        b'{"question": "a\x00"}',
+    ]  # fmt: skip
+    filler = GOOD * 120  # so that the NUL byte does not stand where binary files are told
+    report = SourceReport()
+    with caplog.at_level(logging.WARNING):
+        found = read(tmp_path, "a.jsonl", filler + b"\n".join([*bad, GOOD]), report=report)
+    assert len(found) == report.examples == 121
+    assert report.malformed_lines == len(bad)
+    assert [line for _, line, _ in report.malformed] == [121 + i for i in range(len(bad))]
+    reasons = [reason for _, _, reason in report.malformed]
+    for reason, part in zip(
+        reasons,
+        ("not JSON", "UTF-8 at byte 1", "list", "10,000,001 bytes", "surrogate", "'qestion'",
+         "empty", "list where a text", "nested", "NUL"),
+        strict=True,
+    ):  # fmt: skip
+        assert part in reason
+    assert f"{len(bad)} malformed lines" in caplog.text and "line 121" in caplog.text
+
+
+def test_only_the_first_malformed_lines_are_listed(tmp_path):
+    report = SourceReport()
+    read(tmp_path, "a.jsonl", b"{\n" * 500 + GOOD, report=report)
+    assert report.malformed_lines == 500 and len(report.malformed) == records.LISTED
+
+
+def test_files_that_hold_nothing(tmp_path):
+    assert "no example" in refuse(tmp_path, "a.jsonl", b"")
+    assert "no example" in refuse(tmp_path, "a.tsv", b"question\tlabel\n\n")
+    assert "binary" in refuse(tmp_path, "a.jsonl", b"\x7fELF\0\0")
+    assert "a.jsonl.gz: named .gz" in refuse(tmp_path, "a.jsonl.gz", GOOD)
+    assert "suffix .gz" in refuse(tmp_path, "a.jsonl", gzip.compress(GOOD))
+    assert "damaged gzip" in refuse(tmp_path, "b.jsonl.gz", gzip.compress(GOOD * 9999)[:-9])
+    assert "format .pdf" in refuse(tmp_path, "a.pdf", GOOD)
+
+
+def test_a_wrong_field_is_named_with_the_right_one(tmp_path):
+    message = refuse(tmp_path, "a.jsonl", GOOD, DataConfig(text="qestion"))
+    assert "a.jsonl:1" in message and "did you mean 'question'" in message and "pattern" in message
+    table = b"question\tlabl\nfoo\t1\n"
+    assert "did you mean 'labl'" in refuse(tmp_path, "a.tsv", table, need=("label",))
+    assert read(tmp_path, "a.tsv", table)[0].label is None
+    assert "data.pair" in refuse(tmp_path, "a.jsonl", GOOD, DataConfig(pair="second"))
+
+
+def test_missing_paths_name_what_is_near(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(GOOD)
+    for path, part in (
+        (tmp_path / "trian.jsonl", "did you mean train.jsonl"),
+        (tmp_path / "no" / "train.jsonl", "does not exist"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(KeftError, match=part):
+            read_examples(path, DataConfig())
+
+
+def test_tables_without_a_header_go_by_number(tmp_path):
+    table = b'a "quoted\t1\nb\t0\nonly one column\n'
+    report = SourceReport()
+    found = read(tmp_path, "a.tsv", table, DataConfig(text="1", label="2"), report=report)
+    assert [(e.text, e.label) for e in found] == [('a "quoted', "1"), ("b", "0")]
+    assert report.malformed_lines == 1
+
+
+def test_csv_cells_over_lines_and_damage_between(tmp_path):
+    report = SourceReport()
+    table = b'question,label\n"a,\nb",1\n"c\n\xff",2\nd,3\n"e" f,4\ng,5\n'
+    found = read(tmp_path, "a.csv", table, report=report)
+    assert [(e.text, e.label, e.where[-1]) for e in found] == [
+        ("a,\nb", "1", "2"), ("d", "3", "6"), ("g", "5", "8"),
+    ]  # fmt: skip
+    assert [line for _, line, _ in report.malformed] == [5, 7]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"question": "hi"}\n', "question\tlabel\nhi\t1\n", "hi\n"], ids=["json", "tsv", "txt"]
+)
+def test_stdin_is_told_by_its_first_line(monkeypatch, text):
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode())))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    (example,) = read_examples("-", DataConfig())
+    assert example.text == "hi" and example.where.startswith("stdin:")
+    assert not stdin.buffer.closed
+
+
+def test_given_mentions():
+    brackets = DataConfig(brackets=True, entity="")
+    (example,) = examples_from(["what did [Tom Hanks] and [Ann] do"], brackets)
+    assert example.text == "what did Tom Hanks and Ann do"
+    assert [(example.text[a:b], name) for a, b, name in example.spans] == [
+        ("Tom Hanks", "Tom Hanks"),
+        ("Ann", "Ann"),
+    ]
+    item = {"question": "what did [tom] do", "topic": "Tom Hanks"}
+    (example,) = examples_from([item], DataConfig(brackets=True, entity="topic"))
+    assert example.spans == ((9, 12, "Tom Hanks"),)
+    names = ["oslo", "Norway", "Bergen"]
+    (example,) = examples_from(
+        [{"question": "Oslo in Norway", "topic": names}], DataConfig(entity="topic")
+    )
+    assert example.spans == ((0, 4, "oslo"), (8, 14, "Norway"), (0, 14, "Bergen"))
+
+
+def test_examples_in_memory_are_refused_one_by_one():
+    with pytest.raises(KeftError, match=r"input:2: .*did you mean 'questio'"):
+        examples_from(["a", {"questio": "b", "answers": "c"}])
+    with pytest.raises(KeftError, match="input:1: a int"):
+        examples_from([3])  # type: ignore[list-item]
+
+
+def test_real_data(shared):
+    data = DataConfig(brackets=True, pattern="qtype", cluster="topic")
+    found = read_examples(shared / "data/kgqa/metaqa/1hop-valid.jsonl.gz", data, need=("answers",))
+    assert len(found) > 500 and all(len(e.spans) == 1 and e.answers for e in found)
+    assert all("[" not in e.text for e in found)
+    data = DataConfig(text="1", label="2")
+    found = read_examples(shared / "data/sentiment/sst2/dev.tsv.gz", data, need=("label",))
+    assert {e.label for e in found} == {"0", "1"}
