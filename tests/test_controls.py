@@ -1,0 +1,103 @@
+"""The control graphs keep what they promise to keep, and lose the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keft_jax.config import KeftError
+from keft_jax.kg import KG, build_kg
+from keft_jax.kg.controls import _kinds, _permutation, rewire, shuffle_entities
+
+
+def world(rng, cities=200, countries=20):
+    facts = []
+    for i in range(cities):
+        country = f"country{int(rng.integers(countries)):02d}"
+        facts.append((f"city{i:03d}", "located_in", country))
+        if i % 3 == 0:
+            facts.append((f"city{i:03d}", "twin_of", f"city{int(rng.integers(cities)):03d}"))
+    facts += [(f"country{i:02d}", "speaks", f"language{i % 5}") for i in range(countries)]
+    return KG.from_triples(facts, aliases={"city000": ["first"], "alone": ["nobody"]})
+
+
+def triples(kg):
+    return set(zip(kg.heads.tolist(), kg.rels.tolist(), kg.tails.tolist(), strict=True))
+
+
+def permutation(kg, seed, linkable=None):
+    able = np.ones(kg.n_entities, bool) if linkable is None else linkable
+    return _permutation(kg, np.random.default_rng(seed), able)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_is_isomorphic_by_a_permutation_without_fixed_points(seed):
+    kg = world(np.random.default_rng(seed))
+    pi, other = permutation(kg, seed), shuffle_entities(kg, seed)
+    assert sorted(pi.tolist()) == list(range(kg.n_entities))
+    assert (pi != np.arange(kg.n_entities)).all()
+    assert triples(other) == {(pi[h], r, pi[t]) for h, r, t in triples(kg)}
+    np.testing.assert_array_equal(other.degrees[pi], kg.degrees)
+    assert list(other.names) == list(kg.names) and other.aliases(other.id("city000")) == ("first",)
+    assert other.hash == shuffle_entities(kg, seed).hash != shuffle_entities(kg, seed + 9).hash
+
+
+def test_shuffled_stays_within_kind_degree_and_linkability():
+    rng = np.random.default_rng(1)
+    kg = world(rng, cities=2000, countries=60)
+    linkable = rng.random(kg.n_entities) < 0.5
+    pi = permutation(kg, 0, linkable)
+    np.testing.assert_array_equal(linkable[pi], linkable)
+    kind, _ = _kinds(kg)
+    assert (kind[pi] == kind).mean() > 0.99
+    ratio = np.log2((1 + kg.degrees[pi]) / (1 + kg.degrees))
+    assert (np.abs(ratio) <= 1).mean() > 0.95
+    assert (kg.tails[kg.rels == 0] != shuffle_entities(kg, 0).tails[kg.rels == 0]).mean() > 0.5
+
+
+def test_kinds_tell_sets_of_directed_relations_apart():
+    facts = [("a", "r", "b"), ("a", "r", "c"), ("d", "r", "e"), ("d", "s", "e"), ("f", "s", "g")]
+    kg = KG.from_triples(facts)
+    kind, main = _kinds(kg)
+    ids = {name: kind[i] for i, name in enumerate(kg.names)}
+    assert ids["b"] == ids["c"] and len(set(ids.values())) == 6
+    assert main[kg.id("a")] == 0 and main[kg.id("b")] == 2
+
+
+@pytest.mark.parametrize("facts", [[], [("a", "r", "b")], [("a", "r", "a")]])
+def test_smallest_graphs_pass(facts):
+    kg = KG.from_triples(facts)
+    assert shuffle_entities(kg, 0).n_triples == rewire(kg, 0).n_triples == len(facts)
+    with pytest.raises(KeftError, match="linkable: shape"):
+        shuffle_entities(kg, 0, np.ones(9, bool))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rewired_keeps_degrees_and_relation_counts_only(seed):
+    kg = world(np.random.default_rng(seed), cities=1000)
+    other = rewire(kg, seed)
+    assert other.n_triples == kg.n_triples
+    np.testing.assert_array_equal(np.diff(other.out_offsets), np.diff(kg.out_offsets))
+    np.testing.assert_array_equal(np.diff(other.in_offsets), np.diff(kg.in_offsets))
+    np.testing.assert_array_equal(np.bincount(other.rels), np.bincount(kg.rels))
+    assert (other.heads == other.tails).sum() <= (kg.heads == kg.tails).sum()
+    assert len(triples(other) & triples(kg)) < 0.2 * kg.n_triples
+    assert other.hash == rewire(kg, seed).hash
+
+
+def test_rewired_holds_in_a_graph_that_is_nearly_full():
+    facts = [(f"e{h}", f"r{r}", f"e{t}") for h in range(6) for r in range(2) for t in range(6)]
+    kg = KG.from_triples(facts[:-3])
+    other = rewire(kg, 0)
+    assert other.n_triples == kg.n_triples
+    np.testing.assert_array_equal(other.degrees, kg.degrees)
+
+
+def test_on_real_facts(shared):
+    path = shared / "data/kgqa/metaqa/kg.tsv.gz"
+    if not path.exists():
+        pytest.skip("no MetaQA graph in shared/")
+    kg, _ = build_kg(path)
+    other = shuffle_entities(kg, 0)
+    assert len(triples(other) & triples(kg)) < 0.02 * kg.n_triples
+    np.testing.assert_array_equal(np.sort(other.degrees), np.sort(kg.degrees))
