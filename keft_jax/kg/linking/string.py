@@ -6,12 +6,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress
 
 import numpy as np
 
 from keft_jax.config import KeftError
 from keft_jax.kg.linking.normal import Normal, normalise
+from keft_jax.kg.linking.trie import PhraseTrie
 from keft_jax.kg.store import KG
 
 _BARRIER = "\0"  # between texts; a token of its own that no name holds
@@ -36,7 +36,7 @@ class Mention:
 
 
 class StringLinker:
-    """Names and aliases of a graph, looked up in a dict of token n-grams.
+    """Names and aliases of a graph, found by a trie of their tokens.
 
     Text and names are compared in NFKC and, with `fold_case`, case-folded; spaces between tokens
     do not matter. A surface in its exact case wins over others that fold alike. Candidates of an
@@ -51,27 +51,17 @@ class StringLinker:
         entities = np.concatenate([np.arange(kg.n_entities), alias_entity]).astype(np.int64)
         is_alias = np.arange(len(surfaces)) >= kg.n_entities
         best_first = np.lexsort((entities, -kg.degrees[entities], is_alias)).tolist()
-        keys = [" ".join(tokens) for tokens in self._tokens(surfaces)]
+        phrases = list(self._tokens(surfaces))
         exact: dict[str, list[int]] = {}
-        folded: dict[str, list[int]] = {}
+        folded: dict[tuple[str, ...], list[int]] = {}
         ids = entities.tolist()
         for i in best_first:
             exact.setdefault(_exact_key(surfaces[i]), []).append(ids[i])
-            if _BARRIER not in keys[i]:
-                folded.setdefault(keys[i], []).append(ids[i])
+            folded.setdefault(tuple(phrases[i]), []).append(ids[i])
         self._exact = {key: tuple(dict.fromkeys(some)) for key, some in exact.items()}
-        self._folded = {key: tuple(dict.fromkeys(some)) for key, some in folded.items()}
-        self._min_chars = min_chars
-        # First token -> second token -> lengths in tokens, longest first; "" for one token alone.
-        self._starts: dict[str, dict[str, tuple[int, ...]]] = {}
-        for key in self._folded:
-            tokens = key.split(" ")
-            if _chars(key, len(tokens)) < min_chars:
-                continue
-            follow = self._starts.setdefault(tokens[0], {})
-            second = tokens[1] if len(tokens) > 1 else ""
-            if len(tokens) not in follow.get(second, ()):
-                follow[second] = tuple(sorted({*follow.get(second, ()), len(tokens)})[::-1])
+        self._folded = [tuple(dict.fromkeys(some)) for some in folded.values()]
+        listed = [len("".join(key)) >= min_chars and _BARRIER not in key for key in folded]
+        self._trie = PhraseTrie(list(folded), listed)
 
     def link(self, texts: Sequence[str]) -> list[list[Mention]]:
         """The mentions of each text, in order, without overlap."""
@@ -79,17 +69,17 @@ class StringLinker:
         for first, normals in self._chunks(texts):
             sizes = np.array([len(normal.text) + 1 for normal in normals])
             begins = np.cumsum(sizes) - sizes
-            starts, ends, keys = self._match(_join(normals))
+            starts, ends, phrases = self._match(_join(normals))
             owners = np.searchsorted(begins, starts, side="right") - 1
             rows = zip(
                 owners.tolist(),
                 (starts - begins[owners]).tolist(),
                 (ends - begins[owners]).tolist(),
-                keys,
+                phrases.tolist(),
                 strict=True,
             )
             resolved: dict[str, tuple[tuple[int, ...], float]] = {}  # names come again and again
-            for i, start, end, key in rows:
+            for i, start, end, phrase in rows:
                 if normals[i].starts is not None:
                     span = normals[i].span(start, end)
                     if span is None:
@@ -98,7 +88,7 @@ class StringLinker:
                 surface = texts[first + i][start:end]
                 known = resolved.get(surface)
                 if known is None:
-                    known = resolved[surface] = self._resolve(surface, key)
+                    known = resolved[surface] = self._resolve(surface, phrase)
                 found[first + i].append(Mention(start, end, *known))
         return found
 
@@ -114,15 +104,15 @@ class StringLinker:
                 )
             surface = name[0] if name else text[start:end]
             (tokens,) = self._tokens([surface])
-            found.append(Mention(start, end, *self._resolve(surface, " ".join(tokens))))
+            found.append(Mention(start, end, *self._resolve(surface, self._trie.find(tokens))))
         return found
 
-    def _resolve(self, surface: str, key: str) -> tuple[tuple[int, ...], float]:
-        """Candidates and score, for a surface and the key that its tokens make."""
+    def _resolve(self, surface: str, phrase: int) -> tuple[tuple[int, ...], float]:
+        """Candidates and score, for a surface and the phrase that its tokens make (-1: none)."""
         exact = self._exact
         entities, score = exact.get(surface) or exact.get(_exact_key(surface), ()), 1.0
         if not entities:
-            entities, score = self._folded.get(key, ()), 0.9
+            entities, score = self._folded[phrase] if phrase >= 0 else (), 0.9
         return entities, score / len(entities) if entities else 0.0
 
     def _chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Normal]]]:
@@ -145,28 +135,18 @@ class StringLinker:
                 yield tokens[begin:end]
                 begin = end + 1
 
-    def _match(self, text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Starts int64[k], ends int64[k] and keys of the longest matches, left to right."""
+    def _match(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Starts, ends and phrases, int64[k], of the longest matches, left to right."""
         tokens, starts, ends = _tokenise(text)
-        follows, folded, least = self._starts, self._folded, self._min_chars
-        begins, stops, keys, free = [], [], [], 0
-        for i in compress(range(len(tokens)), map(follows.__contains__, tokens)):
-            if i < free:
-                continue
-            follow = follows[tokens[i]]
-            for length in follow.get(tokens[i + 1], ()):
-                key = " ".join(tokens[i : i + length])
-                if key in folded and _chars(key, length) >= least:
-                    break
-            else:
-                if "" not in follow:
-                    continue
-                key, length = tokens[i], 1
-            free = i + length
-            begins.append(starts[i])
-            stops.append(ends[free - 1])
-            keys.append(key)
-        return np.array(begins, np.int64), np.array(stops, np.int64), keys
+        length, phrase = self._trie.longest(tokens)
+        at = np.flatnonzero(length)
+        chosen, free = [], 0
+        for i, stop in zip(at.tolist(), (at + length[at]).tolist(), strict=True):
+            if i >= free:
+                chosen.append(i)
+                free = stop
+        first = np.array(chosen, np.int64)
+        return starts[first], ends[first + length[first] - 1], phrase[first]
 
 
 def _join(normals: Sequence[Normal]) -> str:
@@ -174,16 +154,11 @@ def _join(normals: Sequence[Normal]) -> str:
     return "".join(normal.text + _BARRIER for normal in normals)
 
 
-def _chars(key: str, length: int) -> int:
-    """Characters of a key of so many tokens, without the spaces between them."""
-    return len(key) - length + 1
-
-
 def _exact_key(surface: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", surface).split())
 
 
-def _tokenise(text: str) -> tuple[list[str], list[int], list[int]]:
+def _tokenise(text: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Tokens with their starts and ends: words, and single characters of everything else."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     kind = _kinds()[np.minimum(codes, 0x3FFFF)]
@@ -194,9 +169,9 @@ def _tokenise(text: str) -> tuple[list[str], list[int], list[int]]:
     begins[1:] |= is_word[1:] & ~is_word[:-1]
     stops[-1:] |= is_word[-1:]
     stops[:-1] |= is_word[:-1] & ~is_word[1:]
-    starts = np.flatnonzero(begins).tolist()
-    ends = (np.flatnonzero(stops) + 1).tolist()
-    return [text[a:b] for a, b in zip(starts, ends, strict=True)], starts, ends
+    starts, ends = np.flatnonzero(begins), np.flatnonzero(stops) + 1
+    pieces = zip(starts.tolist(), ends.tolist(), strict=True)
+    return [text[a:b] for a, b in pieces], starts, ends
 
 
 @lru_cache(maxsize=1)
