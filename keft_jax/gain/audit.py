@@ -70,11 +70,9 @@ def audit(
         if both
         else "checkpoints and hyper-parameters were chosen on a split that is not reported",
     )
-    checks["vocabulary"] = _yes_no(vocab_from_test, "the vocabulary was built from test text")
-    checks["linker"] = _yes_no(linker_from_test, "the linker was built from mentions of the test")
-    checks["embeddings"] = _yes_no(
-        embeddings_from_test, "KG embeddings were trained on facts that are tested"
-    )
+    checks["vocabulary"] = _yes_no(vocab_from_test, "vocabulary built from {} text")
+    checks["linker"] = _yes_no(linker_from_test, "linker built from {} mentions")
+    checks["embeddings"] = _yes_no(embeddings_from_test, "KG embeddings trained on {} facts")
     for split in tests:
         _check_lengths(split)
         found = {
@@ -101,7 +99,7 @@ def _absent(note: str) -> Check:
 def _yes_no(fault: bool | None, what: str) -> Check:
     if fault is None:
         return _absent("not used here")
-    return _check(fault, "leak" if fault else "ok", what if fault else f"not so: {what}")
+    return _check(fault, "leak" if fault else "ok", what.format("test" if fault else "no test"))
 
 
 def _grade(value: float, look: float, leak: float) -> str:
@@ -246,7 +244,9 @@ def _coverage_information(test: Audited, seed: int) -> Check:
     verdict = "look" if sure and (gain > 0.01 or value > 0.02) else "ok"
     note = f"bits that coverage tells about the label, p = {p:.3f} by permutation"
     if verdict == "look":
-        note += f"; knowing it adds {100 * gain:.1f} points to the majority: compare `dictionary`"
+        note += (
+            f"; knowing it adds {100 * gain:.1f} points to the majority: compare the row dictionary"
+        )
     return _check(value, verdict, note)
 
 

@@ -49,3 +49,25 @@ def order_rows(rows: Iterable[str]) -> list[str]:
 def describe_row(row: str) -> str:
     """One line on what the row is; empty for a row that brings its own meaning."""
     return NOTES.get(row, "")
+
+
+# Told apart by colour-blind readers (after Okabe and Ito 2008): on white, on black.
+COLOURS = {
+    MAJORITY: ("#9aa1a9", "#7d8791"),
+    CHAR_NGRAM: ("#555e68", "#b4bdc6"),
+    "none": ("#7c848d", "#98a3ae"),
+    "none-tuned": ("#454c54", "#ccd3da"),
+    "dictionary": ("#c58a00", "#f0b83f"),
+    "candidates": ("#00835c", "#34c596"),
+    "untyped": ("#7b5cc9", "#ac93f5"),
+    "shuffled": ("#c44a00", "#ff8b52"),
+    "random": ("#b04f8d", "#e78fc4"),
+    "text": ("#5b7a00", "#b1cc4a"),
+    JUDGED: ("#0068ab", "#58b2f2"),
+}
+OTHER_COLOUR = ("#8a5a33", "#d3a377")
+
+
+def colour_row(row: str) -> tuple[str, str]:
+    """Colours on a light and on a dark page."""
+    return COLOURS.get(row, OTHER_COLOUR)

@@ -143,6 +143,6 @@ def _check_controls(
             continue
         e: Estimate = sample.estimate(row, MAJORITY, rng)
         flag = e.interval is not None and e.interval[1] < 0
-        note = f"below the row `{MAJORITY}` by {-100 * e.mean:.1f} points: tune it" if flag else ""
+        note = f"below the row {MAJORITY} by {-100 * e.mean:.1f} points: tune it" if flag else ""
         checks[row] = {"baseline": MAJORITY, **e.json(), "flag": flag, "note": note}
     return checks

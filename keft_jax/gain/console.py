@@ -1,0 +1,122 @@
+"""The gain table on a terminal and as a picture for a paper."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from keft_jax.gain.cells import Cell, write_atomic
+from keft_jax.gain.charts import mean_curve, read_curves
+from keft_jax.gain.rows import JUDGED, colour_row
+from keft_jax.gain.sections import Scale
+from keft_jax.gain.verdict import MARGIN, count
+
+_TONES = {"helps": "bold green", "hurts": "bold red", "cannot tell": "bold yellow"}
+
+
+def print_table(summary: Mapping[str, Any], console: Console) -> None:
+    """Scores and gains of every split, with intervals, then verdicts and what needs a look."""
+    scale = Scale.of(summary)
+    for name, part in summary["splits"].items():
+        title = Text.assemble(
+            (name, "bold"),
+            f"  {summary['metric']}, {count(part['n'], 'example')} in "
+            f"{count(part['clusters'], 'cluster')}",
+        )
+        table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+        for head in ("row", "score", "95 % interval", "seeds", f"{JUDGED} − row", "95 % interval"):
+            table.add_column(head, justify="left" if head == "row" else "right", no_wrap=True)
+        for row in summary["rows"]:
+            if row not in part["scores"]:
+                continue
+            score, gain = part["scores"][row], part["versus"].get(row)
+            cells = [row, scale.number(score["mean"]), scale.interval(score)]
+            cells.append(str(len(score["values"])))
+            cells += [scale.number(gain["mean"], True), scale.interval(gain, True)] if gain else []
+            # As Text: names may hold what rich reads as markup.
+            table.add_row(*map(Text, cells), style="bold" if row == JUDGED else "")
+        console.print(table)
+        verdict = Text.assemble(
+            "  verdict: ", (part["verdict"], _TONES.get(part["kind"], "bold")), "\n"
+        )
+        if part["why"] not in part["verdict"]:
+            verdict.append(f"  {part['why']}\n", "dim")
+        for row, check in part["controls"].items():
+            if check["flag"]:
+                verdict.append(f"  control {row} is {check['note']}\n", "bold red")
+        console.print(verdict)
+    for key, check in (summary.get("leaks") or {}).items():
+        if check["verdict"] in ("leak", "look"):
+            tone = "bold red" if check["verdict"] == "leak" else "yellow"
+            where = f"  {check['verdict']}: {key.replace('/', ' of ')}: "
+            console.print(Text.assemble((where, tone), check["note"]))
+
+
+def plot(
+    summary: Mapping[str, Any], cells: Sequence[Cell], path_png: str | os.PathLike[str]
+) -> None:
+    """Gains over every row with their intervals, split by split, and the learning curves."""
+    scale, splits = Scale.of(summary), summary["splits"]
+    curves = read_curves(cells, "select")
+    panels = len(splits) + bool(curves)
+    rows = [row for row in summary["rows"] if row != JUDGED]
+    figure = Figure(figsize=(4.2 * panels + 0.6, 1.5 + 0.36 * max(len(rows), 6)), dpi=160)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure.set_layout_engine("constrained")
+    for axis, (name, part) in zip(axes, splits.items(), strict=False):
+        axis.axvspan(-MARGIN * scale.factor, MARGIN * scale.factor, color="#eceff2", lw=0)
+        axis.axvline(0, color="#56606b", lw=1)
+        for y, row in enumerate(reversed(rows)):
+            if row not in part["versus"]:
+                continue
+            gain, colour = part["versus"][row], colour_row(row)[0]
+            if gain["interval"] is not None:
+                edges = [edge * scale.factor for edge in gain["interval"]]
+                axis.plot(edges, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
+            axis.plot(gain["mean"] * scale.factor, y, "o", color=colour, ms=6)
+        axis.set_yticks(range(len(rows)), [_plain(row) for row in reversed(rows)])
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.set_xlabel(f"{JUDGED} − row" + (f" ({scale.unit})" if scale.unit else ""))
+        axis.set_title(_plain(f"{name}: {part['kind']}"), loc="left", fontsize=10)
+        _tidy(axis, "x")
+    if curves:
+        axis = axes[-1]
+        for row, seeds in curves.items():
+            for steps, values in seeds:
+                axis.plot(steps, values * scale.factor, color=colour_row(row)[0], lw=0.6, alpha=0.3)
+            steps, values = mean_curve(seeds)
+            axis.plot(
+                steps, values * scale.factor, color=colour_row(row)[0], lw=1.8, label=_plain(row)
+            )
+        axis.set_xlabel("training step")
+        axis.set_title(
+            _plain(f"{summary['metric']} on the selection split"), loc="left", fontsize=10
+        )
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+        _tidy(axis, "y")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomic(Path(path_png), buffer.getvalue())
+
+
+def _plain(text: str) -> str:
+    """A dollar sign in a name is no formula."""
+    return text.replace("$", r"\$")
+
+
+def _tidy(axis: Any, grid: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis=grid, color="#dde1e6", lw=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=9)

@@ -1,0 +1,179 @@
+"""report.html: one page, no script, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from keft_jax.gain.cells import Cell, write_atomic
+from keft_jax.gain.charts import colour_css
+from keft_jax.gain.console import plot, print_table
+from keft_jax.gain.rows import JUDGED, PLAIN
+from keft_jax.gain.sections import (
+    Drawn,
+    Scale,
+    show_audit,
+    show_cost,
+    show_curves,
+    show_drawn,
+    show_examples,
+    show_facts,
+    show_slices,
+    show_split,
+)
+from keft_jax.gain.verdict import count
+
+__all__ = ["Drawn", "plot", "print_table", "write_report"]
+
+SENTENCES = {
+    "helps": "The knowledge helps.",
+    "hurts": "The knowledge hurts.",
+    "no difference": "The knowledge makes no difference.",
+    "cannot tell": "This table cannot tell whether the knowledge helps.",
+    "no verdict": "No verdict on the knowledge yet.",
+}
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    summary: Mapping[str, Any],
+    cells: Sequence[Cell],
+    examples: Mapping[str, Sequence[Mapping[str, Any]]],
+    drawn: Sequence[Drawn],
+    config: Mapping[str, Any],
+) -> None:
+    """Writes the page in one move.
+
+    `summary`: what `summarise` gave, with the run's `leaks`, `coverage`, `survival`,
+    `step_time_ratio`, `config_hash`, `kg_hash`, `data_hash` where there are any. `examples`:
+    split -> {"text", "gold", "pattern"} in the order of the cells' values.
+    """
+    write_atomic(Path(path), render(summary, cells, examples, drawn, config).encode())
+
+
+def render(
+    summary: Mapping[str, Any],
+    cells: Sequence[Cell],
+    examples: Mapping[str, Sequence[Mapping[str, Any]]],
+    drawn: Sequence[Drawn],
+    config: Mapping[str, Any],
+) -> str:
+    """The page as a string. Every piece of data in it has been through html.escape."""
+    scale, rows = Scale.of(summary), summary["rows"]
+    splits, metric = summary["splits"], summary["metric"]
+    tables = "".join(show_split(name, part, rows, scale) for name, part in splits.items())
+    hashes = {k: v for k, v in summary.items() if k.endswith("_hash") and v}
+    coverage = {k: summary[k] for k in ("coverage", "survival") if summary.get(k)}
+    sections = [
+        (
+            "What each row scored",
+            "Rows share one compiled step, the same parameters, seeds and trials; only what the "
+            "graph holds differs. A dot is the mean over seeds, a tick one seed, a bar the 95 % "
+            f"interval. The last column is what `{JUDGED}` gains over the row, paired by example "
+            "and seed.",
+            tables,
+        ),
+        ("Where it helped", "", show_slices(splits, scale)),
+        (
+            "How it learned",
+            "Strong lines are means over seeds, faint lines single seeds.",
+            show_curves(cells, rows, metric, scale),
+        ),
+        (
+            "What the knowledge changed",
+            f"Right in `{JUDGED}` and wrong in `{PLAIN}` for most seeds, and the reverse.",
+            show_examples(cells, splits, metric, examples),
+        ),
+        ("What the model looked at", "", show_drawn(drawn)),
+        (
+            "Leak audit",
+            "Ways in which a score could come from something other than the knowledge.",
+            show_audit(summary["leaks"]) if summary.get("leaks") else "",
+        ),
+        ("Coverage", "", show_facts(coverage) if coverage else ""),
+        ("What it cost", _cost_sentence(summary), show_cost(cells, rows)),
+        ("How to make this table again", "", show_facts(hashes) + _show_config(config)),
+    ]
+    body = "".join(
+        f"<section><h2>{escape(title)}</h2>{_paragraph(intro)}{content}</section>"
+        for title, intro, content in sections
+        if content
+    )
+    light, dark = colour_css(rows)
+    style = resources.files("keft_jax.gain").joinpath("report.css").read_text("utf-8")
+    title = escape(f"{config.get('name') or summary['task']}: what the knowledge was worth")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{title}</title><style>{style}{light}"
+        f"@media(prefers-color-scheme:dark){{{dark}}}</style></head><body><main>"
+        f"{_show_head(summary, config, scale)}{body}"
+        f"<footer>Intervals: hierarchical bootstrap over clusters of examples and seeds, "
+        f"{summary['bootstrap']:,} draws.</footer></main></body></html>"
+    )
+
+
+def _show_head(summary: Mapping[str, Any], config: Mapping[str, Any], scale: Scale) -> str:
+    name = f"{config.get('name') or summary['task']} · {summary['task']} · gain table"
+    gain, missing = summary["gain"], summary["missing"]
+    sentence = SENTENCES.get(summary["kind"], summary["verdict"])
+    if gain:
+        unit = f" {scale.unit}" if scale.unit else ""
+        sentence = (
+            f"{sentence[:-1]}: {scale.number(gain['mean'], True)}{unit} of {summary['metric']} "
+            f"{scale.interval(gain, True)} over the same model without it."
+        )
+    part = summary["splits"][summary["split"]]
+    facts = f"On {summary['split']}: {count(part['n'], 'example')} in "
+    facts += f"{count(part['clusters'], 'cluster')}, {count(part['seeds'], 'seed')}. "
+    facts += f"Verdict: {summary['verdict']}"
+    facts += "." if summary["why"] in summary["verdict"] else f" ({summary['why']})."
+    best = summary.get("best_text")
+    if best and best["row"] != PLAIN:
+        facts += f" Over the best model of text alone, {best['row']}: "
+        facts += f"{scale.number(best['mean'], True)} {scale.interval(best, True)}."
+    flags = []
+    for check in (c for c in ("leak", "look") if summary.get("leaks")):
+        found = [key for key, c in summary["leaks"].items() if c["verdict"] == check]
+        if found:
+            what = "The audit found a leak" if check == "leak" else "The audit asks for a look"
+            tone = "bad" if check == "leak" else ""
+            flags.append(_flag(f"{what}: {', '.join(k.replace('/', ' of ') for k in found)}", tone))
+    for split, of_split in summary["splits"].items():
+        for row, check in of_split["controls"].items():
+            if check["flag"]:
+                flags.append(_flag(f"Row {row} on {split} is {check['note']}", "bad"))
+    if missing:
+        flags.append(_flag(f"The table lacks the controls {', '.join(missing)}", ""))
+    return (
+        f'<header><h1>{escape(name)}</h1><p class="lead">{escape(sentence)}</p>'
+        f'<p class="why">{escape(facts)}</p>{"".join(flags)}</header>'
+    )
+
+
+def _flag(text: str, tone: str) -> str:
+    return f'<div class="flag {tone}">{escape(text)}.</div>'
+
+
+def _paragraph(text: str) -> str:
+    parts = escape(text).split("`")
+    marked = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
+    return f'<p class="soft">{marked}</p>' if text else ""
+
+
+def _cost_sentence(summary: Mapping[str, Any]) -> str:
+    ratio = summary.get("step_time_ratio")
+    if not ratio:
+        return ""
+    return f"A step with the graph network takes {ratio:.2f} times the time of one without it."
+
+
+def _show_config(config: Mapping[str, Any]) -> str:
+    text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
+    return f"<details><summary>The whole config</summary><pre>{escape(text)}</pre></details>"
