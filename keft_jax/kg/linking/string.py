@@ -14,8 +14,9 @@ from keft_jax.kg.linking.normal import Normal, normalise
 from keft_jax.kg.linking.trie import PhraseTrie
 from keft_jax.kg.store import KG
 
-_BARRIER = "\0"  # between texts; a token of its own that no name holds
-_CHUNK = 1 << 20  # characters looked at together
+_BARRIER = "\0"  # between texts; a token of its own that no listed name holds
+_CHUNK = 1 << 18  # characters looked at together: their arrays stay in the cache
+_REMEMBERED = 1 << 18  # surfaces whose candidates are kept at hand within a call
 _SPACE, _WORD, _SINGLE = 0, 1, 2
 # Scripts written without spaces match at any character: Thai to Myanmar, Khmer, kana, ideographs.
 _UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF),
@@ -60,36 +61,28 @@ class StringLinker:
             folded.setdefault(tuple(phrases[i]), []).append(ids[i])
         self._exact = {key: tuple(dict.fromkeys(some)) for key, some in exact.items()}
         self._folded = [tuple(dict.fromkeys(some)) for some in folded.values()]
-        listed = [len("".join(key)) >= min_chars and _BARRIER not in key for key in folded]
+        listed = [len("".join(key)) >= min_chars for key in folded]
         self._trie = PhraseTrie(list(folded), listed)
 
     def link(self, texts: Sequence[str]) -> list[list[Mention]]:
         """The mentions of each text, in order, without overlap."""
         found: list[list[Mention]] = [[] for _ in texts]
-        for first, normals in self._chunks(texts):
-            sizes = np.array([len(normal.text) + 1 for normal in normals])
-            begins = np.cumsum(sizes) - sizes
-            starts, ends, phrases = self._match(_join(normals))
+        resolved: dict[str, tuple[tuple[int, ...], float]] = {}  # names come again and again
+        for first, last in _chunks(texts):
+            normal, begins = _join(texts[first:last], fold=self._fold)
+            starts, ends, phrases = self._match(normal.text)
+            starts, ends, whole = normal.spans(starts, ends)
             owners = np.searchsorted(begins, starts, side="right") - 1
-            rows = zip(
-                owners.tolist(),
-                (starts - begins[owners]).tolist(),
-                (ends - begins[owners]).tolist(),
-                phrases.tolist(),
-                strict=True,
-            )
-            resolved: dict[str, tuple[tuple[int, ...], float]] = {}  # names come again and again
-            for i, start, end, phrase in rows:
-                if normals[i].starts is not None:
-                    span = normals[i].span(start, end)
-                    if span is None:
-                        continue
-                    start, end = span
-                surface = texts[first + i][start:end]
+            starts, ends = starts - begins[owners], ends - begins[owners]
+            rows = (x[whole].tolist() for x in (first + owners, starts, ends, phrases))
+            for i, start, end, phrase in zip(*rows, strict=True):
+                surface = texts[i][start:end]
                 known = resolved.get(surface)
                 if known is None:
                     known = resolved[surface] = self._resolve(surface, phrase)
-                found[first + i].append(Mention(start, end, *known))
+                found[i].append(Mention(start, end, known[0], known[1]))
+            if len(resolved) > _REMEMBERED:
+                resolved.clear()
         return found
 
     def link_given(
@@ -115,22 +108,13 @@ class StringLinker:
             entities, score = self._folded[phrase] if phrase >= 0 else (), 0.9
         return entities, score / len(entities) if entities else 0.0
 
-    def _chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Normal]]]:
-        first, size, normals = 0, 0, []
-        for i, text in enumerate(texts):
-            normals.append(normalise(text, fold=self._fold))
-            size += len(text)
-            if size >= _CHUNK:
-                yield first, normals
-                first, size, normals = i + 1, 0, []
-        if normals:
-            yield first, normals
-
-    def _tokens(self, texts: Sequence[str]) -> Iterator[list[str]]:
-        for _, normals in self._chunks(texts):
-            tokens, _, _ = _tokenise(_join(normals))
+    def _tokens(self, surfaces: Sequence[str]) -> Iterator[list[str]]:
+        """The tokens of each surface."""
+        for first, last in _chunks(surfaces):
+            some = [surface.replace(_BARRIER, "\1") for surface in surfaces[first:last]]
+            tokens, _, _ = _tokenise(_join(some, fold=self._fold)[0].text)
             begin = 0
-            for _ in normals:
+            for _ in some:
                 end = tokens.index(_BARRIER, begin)
                 yield tokens[begin:end]
                 begin = end + 1
@@ -149,9 +133,24 @@ class StringLinker:
         return starts[first], ends[first + length[first] - 1], phrase[first]
 
 
-def _join(normals: Sequence[Normal]) -> str:
-    """The texts with a barrier after each, so that no match reaches over the end of one."""
-    return "".join(normal.text + _BARRIER for normal in normals)
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Ranges of texts that are looked at together."""
+    first, size = 0, 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= _CHUNK:
+            yield first, i + 1
+            first, size = i + 1, 0
+    if first < len(texts):
+        yield first, len(texts)
+
+
+def _join(texts: Sequence[str], *, fold: bool) -> tuple[Normal, np.ndarray]:
+    """The normal form of the texts with a barrier after each, so that no match reaches over the
+    end of one; and int64[texts], where each began before."""
+    sizes = np.array([len(text) + 1 for text in texts], np.int64)
+    joined = normalise("".join(text + _BARRIER for text in texts), fold=fold)
+    return joined, np.cumsum(sizes) - sizes
 
 
 def _exact_key(surface: str) -> str:
