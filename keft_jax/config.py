@@ -177,8 +177,8 @@ class GraphConfig:
     gate: bool = True
     """Weigh nodes and edges by their relevance to the text; all weights can go to zero."""
     compute: Literal["auto", "dense", "segment"] = "auto"
-    """dense: batched adjacency matmuls. segment: jraph's segment operations. auto: dense up to
-    200 nodes. Equal results."""
+    """dense: batched matmuls with the incidence. segment: jraph's segment operations. auto: dense
+    up to 200 nodes on accelerators, else segment. Equal results."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads"):

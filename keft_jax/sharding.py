@@ -19,14 +19,15 @@ from keft_jax.config import KeftError, MeshConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Parameters are cut along `fsdp` on their model width and along `tensor` on heads, mlp and vocab.
+# Parameters are cut along `fsdp` on their model width (tables of entities: on their rows) and along
+# `tensor` on heads, mlp and vocab. Graph networks are small and lie whole on every device.
 PARAMETERS: dict[str, str | None] = {
     "embed": "fsdp",
-    "graph": "fsdp",
+    "graph": None,
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "entity": "tensor",
+    "entity": "fsdp",
     "kv": None,
     "qkv": None,
     "length": None,
@@ -42,7 +43,6 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "entity": "tensor",
     "embed": None,
     "graph": None,
     "kv": None,

@@ -11,7 +11,7 @@ from flax import nnx
 
 from keft_jax.config import EncoderConfig
 from keft_jax.models.functional import normal, param
-from keft_jax.models.layers import LayerNorm, Linear, dropout, fold
+from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu
 from keft_jax.sharding import shard
 
 
@@ -68,7 +68,7 @@ class Block(nnx.Module):
     def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
         y = self.attention(x_bld, bias_b11l, fold(key, 0))
         x_bld = self.attention_norm(x_bld + dropout(y, self.rate, fold(key, 1)))
-        hidden = shard(jax.nn.gelu(self.up(x_bld), approximate=False), "batch", "length", "mlp")
+        hidden = shard(gelu(self.up(x_bld)), "batch", "length", "mlp")
         x_bld = self.mlp_norm(x_bld + dropout(self.down(hidden), self.rate, fold(key, 2)))
         return shard(x_bld, "batch", "length", "embed")
 

@@ -25,9 +25,9 @@ from flax import nnx
 from keft_jax.config import GraphConfig
 from keft_jax.data.batch import edge_mask, node_mask
 from keft_jax.models.functional import normal, param
-from keft_jax.models.layers import LayerNorm, Linear, glorot, look_up
+from keft_jax.models.layers import LayerNorm, Linear, gelu, glorot, look_up
 
-DENSE_LIMIT = 200  # nodes; beyond it, matmuls with one-hot incidence cost more than segment sums
+DENSE_LIMIT = 200  # nodes; beyond it, and on a CPU, one-hot matmuls cost more than segment sums
 
 
 class Edges:
@@ -39,7 +39,8 @@ class Edges:
         self.mask_be, self.node_mask_bn = edge_mask(graph), node_mask(graph)
         self.senders, self.receivers = graph.senders, graph.receivers
         self.relation_be = graph.edges["relation"]
-        self.dense = compute == "dense" or (compute == "auto" and self.nodes <= DENSE_LIMIT)
+        small = self.nodes <= DENSE_LIMIT and jax.default_backend() != "cpu"
+        self.dense = compute == "dense" or (compute == "auto" and small)
         if self.dense:
             self.sent_ben = jax.nn.one_hot(self.senders, self.nodes)
             self.received_ben = jax.nn.one_hot(self.receivers, self.nodes)
@@ -235,5 +236,5 @@ class GraphBlock(nnx.Module):
                 else self.gates[i](query_bd, x_bnw, edges)
             )
             used.append(gate)
-            x_bnw = self.norms[i](x_bnw + jax.nn.gelu(layer(x_bnw, edges, gate)))
+            x_bnw = self.norms[i](x_bnw + gelu(layer(x_bnw, edges, gate)))
         return x_bnw, used

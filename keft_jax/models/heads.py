@@ -13,7 +13,7 @@ from keft_jax.config import Config
 from keft_jax.data.batch import Batch, node_mask
 from keft_jax.models.functional import normal, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
-from keft_jax.models.layers import LayerNorm, Linear, dropout, glorot
+from keft_jax.models.layers import LayerNorm, Linear, dropout, gelu, glorot
 from keft_jax.sharding import shard
 
 
@@ -80,7 +80,7 @@ class AnswerHead(nnx.Module):
         nodes_bnw, edge_gates = self.graph(nodes_bnw, cls_bd, edges)
         nodes_bnw = nodes_bnw.astype(jnp.float32)
         hidden = self.node(nodes_bnw) * (1 + self.text(cls_bd)[:, None, :])
-        score_bn = self.score(jax.nn.gelu(hidden))[..., 0]
+        score_bn = self.score(gelu(hidden))[..., 0]
         gate_bn = jnp.ones(score_bn.shape) if self.gate is None else self.gate(cls_bd, nodes_bnw)
         real_bn = node_mask(batch.graph)
         at = jnp.where(real_bn, batch.graph.nodes["entity"], entities)  # padding falls outside

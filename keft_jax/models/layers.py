@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from keft_jax.models.functional import Initializer, normal, ones, param, zeros
@@ -49,6 +51,12 @@ class LayerNorm(nnx.Module):
         return (y + self.bias[...]).astype(x.dtype)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function (Hendrycks and Gimpel 2016), as BERT computes it:
+    by erf. jax.nn.gelu goes by erfc, which takes twice the time of the whole MLP on a CPU."""
+    return 0.5 * x * (1 + jax.lax.erf(x * np.asarray(math.sqrt(0.5), x.dtype)))
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes a share `rate` of x and scales the rest; the identity without a key."""
     if key is None or rate == 0:
@@ -84,6 +92,7 @@ def _look_up_backward(saved, gradient: jax.Array):
 look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
+@functools.cache
 def glorot(axes_in: int, axes_out: int) -> Initializer:
     """Uniform with the variance of Glorot and Bengio (2010) for a kernel used as [in, out]."""
     limit = math.sqrt(6 / (axes_in + axes_out))

@@ -1,0 +1,228 @@
+"""Examples and a graph -> batches. Host side, numpy, vectorised; deterministic.
+
+The text half (tokens, mentions, targets) is made once for a data set; the graph half once for each
+row of the gain table, which changes these arrays and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jraph
+import numpy as np
+import tokenizers
+
+from keft_jax.config import KeftError, KnowledgeConfig
+from keft_jax.data.batch import Batch, Mentions, take
+from keft_jax.data.source import Example
+from keft_jax.data.tokenize import encode, token_spans
+from keft_jax.kg.controls import rewire, shuffle_entities
+from keft_jax.kg.linking.string import Mention, StringLinker
+from keft_jax.kg.store import KG
+from keft_jax.kg.subgraph import Budget, Subgraphs, extract
+from keft_jax.models.heads import Names
+from keft_jax.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """What a row of the gain table is given of the graph."""
+
+    kg: Callable[[KG, int], KG] = lambda kg, seed: kg
+    seeded: bool = False
+    mentions: bool = True
+    neighbours: bool = True
+    edges: bool = True
+    relations: bool = True
+
+
+ROWS: dict[str, RowSpec] = {
+    "none": RowSpec(mentions=False),
+    "dictionary": RowSpec(neighbours=False, edges=False),
+    "candidates": RowSpec(edges=False),
+    "untyped": RowSpec(relations=False),
+    "shuffled": RowSpec(kg=shuffle_entities, seeded=True),
+    "random": RowSpec(kg=rewire, seeded=True),
+    "true": RowSpec(),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model's parameters refer to by number: word pieces, entity rows, relations."""
+
+    tokenizer: tokenizers.Tokenizer
+    entities: Sequence[str]  # row 1 + i belongs to entities[i]; row 0 is for entities met later
+    relations: tuple[str, ...]
+
+    def rows_of(self, kg: KG) -> np.ndarray:
+        """i32[entities of kg]: the row of each."""
+        if list(kg.names) == list(self.entities):
+            return np.arange(1, kg.n_entities + 1, dtype=np.int32)
+        number = {name: i + 1 for i, name in enumerate(self.entities)}
+        return np.array([number.get(name, 0) for name in kg.names], np.int32)
+
+    def relations_of(self, kg: KG) -> np.ndarray:
+        """i32[relations of kg]: the model's number of each. Raises KeftError for an unknown one."""
+        number = {name: i for i, name in enumerate(self.relations)}
+        unknown = [name for name in kg.relations if name not in number]
+        if unknown:
+            raise KeftError(
+                f"relation {unknown[0]!r} ({len(unknown)} such): the model was trained without it "
+                f"(it knows {', '.join(self.relations[:6])}, ...); rename it, or train again"
+            )
+        return np.array([number[name] for name in kg.relations], np.int32)
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def make_names(kg: KG, tokenizer: tokenizers.Tokenizer, limit: int) -> tuple[Names, np.ndarray]:
+    """(the names of all entities end to end, their pieces as i32[entities + 1, limit]; the last
+    row is for padding nodes)."""
+    encoded = [e.ids for e in tokenizer.encode_batch(list(kg.names), add_special_tokens=False)]
+    unknown = tokenizer.token_to_id("[UNK]")
+    ids = [e[:limit] or [unknown] for e in encoded]
+    table = np.zeros((kg.n_entities + 1, limit), np.int32)
+    count = np.zeros(round_up(kg.n_entities, 128), np.int32)
+    count[: kg.n_entities] = [len(e) for e in ids]
+    total = int(count.sum())
+    pieces = np.zeros(round_up(total, 1024), np.int32)
+    owner = np.full(len(pieces), len(count) - 1, np.int32)
+    pieces[:total] = np.concatenate(ids) if ids else []
+    owner[:total] = np.repeat(np.arange(len(count)), count)
+    column = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+    table[owner[:total], column] = pieces[:total]
+    return Names(pieces=pieces, owner=owner, count=count), table
+
+
+class Knowledge:
+    """A graph as one model reads it: linking, subgraphs, names and rows."""
+
+    def __init__(self, kg: KG, vocabulary: Vocabulary, config: KnowledgeConfig):
+        self.kg, self.config, self.vocabulary = kg, config, vocabulary
+        self.linker = StringLinker(kg)
+        self.names, self._pieces = make_names(kg, vocabulary.tokenizer, config.name_pieces)
+        self._rows = np.append(vocabulary.rows_of(kg), 0)
+        self._relations = vocabulary.relations_of(kg)
+
+    def link(self, examples: Sequence[Example]) -> list[list[Mention]]:
+        """Mentions given in the data are taken as they are; else names are looked for."""
+        found = (
+            self.linker.link([e.text for e in examples])
+            if self.config.link == "string"
+            else [[] for _ in examples]
+        )
+        return [
+            self.linker.link_given(e.text, e.spans) if e.spans else mentions
+            for e, mentions in zip(examples, found, strict=True)
+        ]
+
+    def subgraphs(self, seeds_bm: np.ndarray, row: str, seed: int) -> Subgraphs:
+        """The part of the graph that a row of the gain table is given."""
+        spec, c = ROWS[row], self.config
+        budget = Budget(nodes=c.nodes, edges=c.edges, hops=c.hops if spec.neighbours else 0)
+        kg = spec.kg(self.kg, seed)
+        out = extract(kg, seeds_bm if spec.mentions else np.full_like(seeds_bm, -1), budget)
+        if not spec.edges:
+            pad = np.broadcast_to(out.n_node[:, None], out.senders.shape)
+            nothing = np.zeros_like(out.relation)
+            out = replace(
+                out, senders=pad, receivers=pad, relation=nothing, n_edge=np.zeros_like(out.n_edge)
+            )
+        return out
+
+    def graph(self, sub: Subgraphs, row: str) -> jraph.GraphsTuple:
+        """Subgraphs in the model's numbers, padded by jraph's convention."""
+        b, n = sub.entity.shape
+        known, inverse = len(self.vocabulary.relations), self.kg.n_relations
+        relation = np.append(self._relations, self._relations + known)[sub.relation]
+        if not ROWS[row].relations:  # the direction is structure, and stays
+            relation = np.where(sub.relation >= inverse, known, 0)
+        mention = np.zeros((b, n), np.int32)
+        at = sub.seed_node >= 0
+        mention[np.nonzero(at)[0], sub.seed_node[at]] = 1
+        return jraph.GraphsTuple(
+            nodes={
+                "entity": sub.entity,
+                "row": self._rows[sub.entity],
+                "mention": mention,
+                "pieces": self._pieces[sub.entity],
+            },
+            edges={"relation": relation.astype(np.int32)},
+            senders=np.ascontiguousarray(sub.senders),
+            receivers=np.ascontiguousarray(sub.receivers),
+            n_node=np.stack([sub.n_node, n - sub.n_node], 1).astype(np.int32),
+            n_edge=np.stack([sub.n_edge, sub.senders.shape[1] - sub.n_edge], 1).astype(np.int32),
+            globals=np.zeros((b, 0), np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A split, ready: `batch(length, indices)` cuts a batch out of it."""
+
+    examples: list[Example]
+    lengths: np.ndarray  # i32[N] tokens
+    seeds: np.ndarray  # i32[N, m] linked entities, -1: none
+    cut: np.ndarray  # bool[N]: a budget cut this subgraph
+    table: Batch  # of all examples
+    truncated: int  # texts longer than the last bucket
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, length: int, indices: np.ndarray) -> Batch:
+        """Examples by number (-1: padding), texts cut to `length` tokens."""
+        out = take(self.table, indices)
+        return out.replace(tokens=out.tokens[:, :length], types=out.types[:, :length])
+
+
+def make_dataset(
+    examples: Sequence[Example], knowledge: Knowledge, task: Task, longest: int
+) -> Dataset:
+    """The text half; the graph half is that of row `none` until `with_row`."""
+    examples = list(examples)
+    tokens = encode(
+        knowledge.vocabulary.tokenizer,
+        [e.text for e in examples],
+        [e.pair for e in examples] if any(e.pair for e in examples) else None,
+        longest,
+    )
+    count, most = len(examples), knowledge.config.mentions
+    ids, types = np.zeros((2, count, longest), np.int32)
+    lengths = np.array([len(i) for i in tokens.ids], np.int32)
+    start, end = np.zeros((2, count, most), np.int32)
+    seeds = np.full((count, most), -1, np.int32)
+    for row, mentions in enumerate(knowledge.link(examples)):
+        ids[row, : lengths[row]] = tokens.ids[row]
+        types[row, : lengths[row]] = tokens.types[row]
+        spans = token_spans(tokens.offsets[row], [(m.start, m.end) for m in mentions])
+        # All first candidates before any second one.
+        anchors = sorted(
+            (rank, m) for m, mention in enumerate(mentions) for rank in range(len(mention.entities))
+        )
+        for slot, (rank, m) in enumerate(anchors[:most]):
+            seeds[row, slot] = mentions[m].entities[rank]
+            start[row, slot], end[row, slot] = spans[m]
+    table = Batch(
+        tokens=ids,
+        types=types,
+        length=lengths,
+        graph=None,
+        mentions=Mentions(start=start, end=end, node=np.full((count, most), -1, np.int32)),
+        targets={task.term: task.targets(examples)},
+        example=np.arange(count, dtype=np.int32),
+    )
+    text = Dataset(examples, lengths, seeds, np.zeros(count, bool), table, tokens.truncated)
+    return with_row(text, knowledge, "none", 0)
+
+
+def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dataset:
+    """The same texts with the knowledge of another row of the gain table."""
+    sub = knowledge.subgraphs(dataset.seeds, row, seed)
+    mentions = dataset.table.mentions.replace(node=sub.seed_node.astype(np.int32))
+    table = dataset.table.replace(graph=knowledge.graph(sub, row), mentions=mentions)
+    return replace(dataset, table=table, cut=sub.cut)

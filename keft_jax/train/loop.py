@@ -1,0 +1,218 @@
+"""Training: one compiled step, fed by a batch plan; evaluation on the selection split chooses the
+best parameters. The same code serves `train.py` and every cell of the gain table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from keft_jax.config import KeftError
+from keft_jax.data.batch import Batch
+from keft_jax.data.features import Dataset
+from keft_jax.data.plan import BatchPlan, eval_batches
+from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.train.objective import Objective, make_terms
+from keft_jax.train.optim import make_optimizer
+from keft_jax.train.parts import Parts
+from keft_jax.train.state import State, make_state, state_shardings
+from keft_jax.train.step import (
+    compile_eval_step,
+    compile_train_step,
+    make_eval_step,
+    make_train_step,
+)
+
+Scalars = dict[str, float]
+
+
+class NotFiniteError(KeftError):
+    """The loss is not a number any more."""
+
+
+class Trainer:
+    """Compiled functions of one model, reused over seeds, rows and learning rates."""
+
+    def __init__(self, parts: Parts, teacher: tuple[Parts, Any] | None = None):
+        """teacher: the parts of another run and its parameters, for distillation."""
+        config = parts.config
+        self.parts, self.mesh = parts, make_mesh(config.mesh)
+        self._check_divides(self.mesh)
+        self.tx = make_optimizer(config.optim, parts.model.abstract())
+        terms = make_terms(config.objective, parts.task, teacher[0].model if teacher else None)
+        objective = Objective(parts.model, terms)
+        self.shardings = state_shardings(parts.model, self.tx, self.mesh)
+        self.init = jax.jit(
+            lambda key: make_state(parts.model, self.tx, key), out_shardings=self.shardings
+        )
+        self.train_step = compile_train_step(
+            make_train_step(objective, self.tx, config.optim.accumulate), self.shardings, self.mesh
+        )
+        self._eval_step = compile_eval_step(make_eval_step(parts.model, parts.task), self.mesh)
+        self._names = jax.device_put(parts.knowledge.names, replicated(self.mesh))
+        self._teacher = {"teacher": teacher[1]} if teacher else {}
+
+    def _check_divides(self, mesh: Mesh) -> None:
+        config, ways = self.parts.config, mesh.shape["data"] * mesh.shape["fsdp"]
+        for name, size in (
+            ("optim.batch / optim.accumulate", config.optim.batch // config.optim.accumulate),
+            ("eval.batch", config.eval.batch),
+        ):
+            if size % ways:
+                raise KeftError(
+                    f"{name} = {size}: must be a multiple of mesh.data x mesh.fsdp = {ways}"
+                )
+
+    def frozen(self, learning_rate: float | None = None) -> dict[str, Any]:
+        """What the step reads and never changes."""
+        peak = self.parts.config.optim.learning_rate if learning_rate is None else learning_rate
+        rate = jax.device_put(np.float32(peak), replicated(self.mesh))
+        return {"names": self._names, "learning_rate": rate, **self._teacher}
+
+    def put(self, batch: Batch) -> Batch:
+        """To the devices, cut along the batch."""
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+    def fresh(self, seed: int) -> State:
+        return self.init(jax.random.key(seed))
+
+    def evaluate(self, params: Any, dataset: Dataset) -> dict[str, np.ndarray]:
+        """Per-example rows of a split, in its order."""
+        config = self.parts.config
+        frozen = {"names": self._names}
+        out = []
+        for length, indices in eval_batches(
+            dataset.lengths, config.eval.batch, config.data.buckets
+        ):
+            out.append(self._eval_step(params, frozen, self.put(dataset.batch(length, indices))))
+        rows = [jax.device_get(r) for r in out]
+        order = np.concatenate([r["example"] for r in rows])
+        merged = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+        place = np.argsort(np.where(order < 0, len(order), order), kind="stable")
+        return {name: value[place[: len(dataset)]] for name, value in merged.items()}
+
+    @property
+    def compilations(self) -> int:
+        """How many versions of the training step were compiled: one for each text length."""
+        return self.train_step._cache_size()
+
+
+@dataclass
+class Progress:
+    """What choosing the best and stopping early need to remember; saved with every checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    curve: list[Scalars] = field(default_factory=list)
+
+
+@dataclass
+class Hooks:
+    """What happens around the steps; the gain table needs none of it."""
+
+    log: Callable[[int, Scalars], None] = lambda step, scalars: None
+    save: Callable[[State, Progress], None] = lambda state, progress: None
+    save_best: Callable[[int, Any], None] | None = None  # None: the best is kept in memory
+    stopping: Callable[[], bool] = lambda: False
+    poll: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Fit:
+    state: State
+    progress: Progress
+    best_params: Any  # None where a hook has saved them
+    interrupted: bool
+    seconds: float
+
+
+def fit(
+    trainer: Trainer,
+    train: Dataset,
+    select: Dataset | None,
+    *,
+    seed: int,
+    learning_rate: float | None = None,
+    state: State | None = None,
+    progress: Progress | None = None,
+    hooks: Hooks | None = None,
+) -> Fit:
+    """Trains from `state` (or a fresh one) to the last step. Raises NotFiniteError with the step
+    and the examples of its batch."""
+    config = trainer.parts.config
+    hooks, progress = hooks or Hooks(), progress or Progress()
+    state = trainer.fresh(seed) if state is None else state
+    plan = BatchPlan(
+        train.lengths, config.optim.batch, config.data.buckets, seed, config.data.draw or None
+    )
+    frozen = trainer.frozen(learning_rate)
+    metric = config.eval.metric or trainer.parts.task.metrics[0]
+    waiting: tuple[int, np.ndarray, Any] | None = None
+    best_params, interrupted, begin = None, False, time.perf_counter()
+    first, mark = int(state.step), (int(state.step), begin)
+
+    def settle() -> None:
+        """Looks at the metrics of the step before, when the next one is already under way."""
+        nonlocal waiting, mark
+        if waiting is None:
+            return
+        (step, indices, metrics), waiting = waiting, None
+        scalars = {k: float(s / w) for k, (s, w) in jax.device_get(metrics).items()}
+        if not np.isfinite(scalars["loss/total"]):
+            ids = ", ".join(train.examples[i].where or str(i) for i in indices[:8])
+            raise NotFiniteError(
+                f"step {step}: the loss is {scalars['loss/total']}, on the examples {ids}"
+                f"{', ...' if len(indices) > 8 else ''}; lower optim.learning_rate or look at "
+                "these examples. The last good checkpoint is kept"
+            )
+        now = time.perf_counter()
+        scalars["examples_per_s"] = config.optim.batch * (step - mark[0]) / (now - mark[1])
+        mark = (step, now)
+        hooks.log(step, scalars)
+
+    for step in range(first, config.optim.steps):
+        length, indices = plan.batch(step)
+        batch = trainer.put(train.batch(length, indices))
+        state, metrics = trainer.train_step(state, frozen, batch)
+        done = step + 1
+        settle()
+        waiting = (done, indices, metrics)
+        hooks.poll()
+        last, interrupted = done == config.optim.steps, hooks.stopping()
+        if select is not None and (done % config.eval.every == 0 or last):
+            settle()
+            scores = trainer.parts.task.summarise(trainer.evaluate(state.params, select))
+            value = pick(scores, metric)
+            hooks.log(done, {f"select/{name}": v for name, v in scores.items()})
+            progress.curve.append({"step": done, "select": value})
+            if progress.best is None or value > progress.best:
+                progress.best, progress.best_step, progress.stale = value, done, 0
+                if hooks.save_best is not None:
+                    hooks.save_best(done, state.params)
+                else:
+                    best_params = jax.tree.map(lambda x: x.copy(), state.params)
+            else:
+                progress.stale += 1
+            mark = (done, time.perf_counter())
+        stale = config.eval.patience and progress.stale >= config.eval.patience
+        if done % config.checkpoint.every == 0 or last or interrupted or stale:
+            settle()
+            hooks.save(state, progress)
+        if interrupted or stale:
+            break
+    settle()
+    if select is None:
+        best_params = state.params
+    return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
+
+
+def pick(scores: Mapping[str, float], metric: str) -> float:
+    if metric not in scores:
+        raise KeftError(f"eval.metric = {metric!r}: this task has {', '.join(scores)}")
+    return scores[metric]

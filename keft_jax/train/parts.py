@@ -1,0 +1,153 @@
+"""A config turned into its parts: graph, vocabulary, task, model; saved beside the checkpoints so
+that a run can be loaded without the files it was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from keft_jax.config import Config, KeftError, from_json, to_json
+from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
+from keft_jax.data.source import Example, read_examples
+from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
+from keft_jax.kg.io import build_kg
+from keft_jax.kg.store import KG
+from keft_jax.models.functional import Model
+from keft_jax.models.fusion import FusedModel, Sizes
+from keft_jax.tasks.classification import Classification
+from keft_jax.tasks.kgqa import KGQA
+from keft_jax.tasks.task import Task
+
+MAX_ENTITIES = 200_000  # entities that an answer task scores at every step
+
+
+@dataclass(frozen=True)
+class Parts:
+    config: Config
+    knowledge: Knowledge
+    task: Task
+    model: Model
+    labels: tuple[str, ...]
+
+    def dataset(self, examples: Sequence[Example]) -> Dataset:
+        return make_dataset(examples, self.knowledge, self.task, self.config.data.buckets[-1])
+
+    def read(self, path: str) -> list[Example]:
+        """The labelled examples of a file."""
+        need = ("answers",) if self.config.task.kind == "kgqa" else ("label",)
+        return read_examples(path, self.config.data, need=need)
+
+    def with_kg(self, kg: KG) -> Parts:
+        """The same model over another graph, or another version of its own."""
+        knowledge = Knowledge(kg, self.knowledge.vocabulary, self.config.knowledge)
+        task = make_task(self.config, kg, self.labels)
+        return Parts(self.config, knowledge, task, self.model, self.labels)
+
+
+def load_kg(config: Config) -> KG:
+    """The config's graph: a folder of ours, or built from text files; one without triples where
+    the config names none."""
+    source = config.knowledge.kg
+    if not source:
+        return KG.from_triples([])
+    if Path(source).is_dir():
+        return KG.load(source)
+    kg, _ = build_kg([source], aliases=config.knowledge.aliases or None)
+    return kg
+
+
+def make_task(config: Config, kg: KG, labels: Sequence[str]) -> Task:
+    if config.task.kind == "classification":
+        return Classification(labels)
+    if kg.n_entities > MAX_ENTITIES:
+        raise KeftError(
+            f"knowledge.kg = {config.knowledge.kg!r}: {kg.n_entities} entities, more than the "
+            f"{MAX_ENTITIES} that kgqa scores at every step; give a smaller graph"
+        )
+    return KGQA(kg, config.task.set_threshold)
+
+
+def assemble(config: Config, kg: KG, vocabulary: Vocabulary, labels: tuple[str, ...]) -> Parts:
+    sizes = Sizes(
+        vocab=round_up(vocabulary.tokenizer.get_vocab_size(), 128),
+        rows=round_up(len(vocabulary.entities) + 1, 128),
+        relations=max(len(vocabulary.relations), 1),
+        labels=max(len(labels), 1),
+    )
+    knowledge = Knowledge(kg, vocabulary, config.knowledge)
+    model = Model(FusedModel(config, sizes))
+    return Parts(config, knowledge, make_task(config, kg, labels), model, labels)
+
+
+def build(config: Config) -> tuple[Parts, list[Example]]:
+    """Parts made from the config's files, and the training examples that they were made from."""
+    generate(config)
+    if not config.data.train:
+        raise KeftError("data.train = '': name the file with the training examples")
+    need = ("answers",) if config.task.kind == "kgqa" else ("label",)
+    examples = read_examples(config.data.train, config.data, need=need)
+    kg = load_kg(config)
+    tokenizer = (
+        load_tokenizer(config.data.vocab)
+        if config.data.vocab
+        else train_wordpiece(
+            [text for e in examples for text in (e.text, e.pair) if text], config.data.vocab_size
+        )
+    )
+    labels = config.task.labels
+    if config.task.kind == "classification" and not labels:
+        labels = tuple(sorted({e.label for e in examples if e.label is not None}))
+    vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
+    return assemble(config, kg, vocabulary, labels), examples
+
+
+def generate(config: Config) -> None:
+    """Runs the config's generator where a file that it makes is missing."""
+    if config.data.generator != "quickstart":
+        return
+    from keft_jax.data import quickstart
+
+    files = [config.data.train, config.data.select, *config.data.test, config.knowledge.kg]
+    if not all(Path(f).is_file() for f in files):
+        quickstart.generate(Path(config.data.train).parent)
+
+
+def save_parts(parts: Parts, folder: Path) -> None:
+    """Everything but the parameters; config.json last, so that its presence means the rest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(parts.knowledge.vocabulary.tokenizer, folder / "tokenizer.json")
+    write_text(folder / "labels.json", json.dumps(parts.labels, ensure_ascii=False))
+    parts.knowledge.kg.save(folder / "kg")
+    write_text(folder / "config.json", to_json(parts.config))
+
+
+def load_parts(folder: Path) -> Parts:
+    """The parts of a run's directory. Raises KeftError where it is not one."""
+    config = load_run_config(folder)
+    kg = KG.load(folder / "kg")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    labels = tuple(json.loads((folder / "labels.json").read_text()))
+    return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), labels)
+
+
+def load_run_config(folder: Path) -> Config:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise KeftError(f"{folder}: no run's directory (no config.json); give what train.py made")
+    return from_json(file.read_text(), str(file))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically: the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
