@@ -10,8 +10,9 @@ string, and the prediction is the best string seen in training. Both are determi
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -146,33 +147,37 @@ class _Grams:
                 token_pattern=r"\S+", ngram_range=(1, 2), **same
             )
         self.train: dict[tuple[int, int], csr_matrix] = {}
-        for span, vectorizer in list(self.vectorizers.items()):
-            try:
+        for span, vectorizer in self.vectorizers.items():
+            # A vocabulary may be empty: texts of nothing but white space.
+            with contextlib.suppress(ValueError):
                 self.train[span] = vectorizer.fit_transform(texts)
-            except ValueError:  # texts of nothing but white space have no vocabulary
-                del self.vectorizers[span]
+        self.size = len(texts)
 
     def own(self) -> dict[tuple[int, int], np.ndarray]:
         """kind -> float32[n_train, n_train]"""
-        return {span: _multiply(train, train) for span, train in self.train.items()}
+        return self._similarities(self.size, self.train)
 
     def against(self, texts: Sequence[str]) -> dict[tuple[int, int], np.ndarray]:
         """kind -> float32[len(texts), n_train]"""
-        if not len(texts):
-            return {span: np.zeros((0, train.shape[0]), "f4") for span, train in self.train.items()}
+        known = [span for span in self.train if len(texts)]
+        rows = {span: self.vectorizers[span].transform(texts) for span in known}
+        return self._similarities(len(texts), rows)
+
+    def _similarities(
+        self, number: int, rows: Mapping[tuple[int, int], csr_matrix]
+    ) -> dict[tuple[int, int], np.ndarray]:
         return {
-            span: _multiply(vectorizer.transform(texts), self.train[span])
-            for span, vectorizer in self.vectorizers.items()
+            span: _multiply(rows[span], self.train[span])
+            if span in rows
+            else np.zeros((number, self.size), np.float32)
+            for span in self.vectorizers
         }
 
     def combine(self, grams: dict[tuple[int, int], np.ndarray], kernel: Kernel) -> np.ndarray:
         chars, share = kernel
-        if chars not in grams:
-            return next(iter(grams.values()), np.zeros((0, 0), np.float32))
-        words = grams.get((0, 0))
-        if not share or words is None:
+        if not share:
             return grams[chars]
-        return np.float32(1 - share) * grams[chars] + np.float32(share) * words
+        return np.float32(1 - share) * grams[chars] + np.float32(share) * grams[(0, 0)]
 
 
 def _multiply(a_tf: csr_matrix, b_nf: csr_matrix) -> np.ndarray:

@@ -51,7 +51,7 @@ class Cell:
         """Writes <folder>/<row>-<seed>.npz in one move and gives its path."""
         path = Path(folder) / f"{self.row}-{self.seed}.npz"
         arrays = {
-            f"{split}\n{metric}": np.asarray(values, np.float32)
+            json.dumps([split, metric]): np.asarray(values, np.float32)
             for split, metrics in self.metrics.items()
             for metric, values in metrics.items()
         }
@@ -66,7 +66,7 @@ class Cell:
         head = _unpack(arrays.pop(""))
         metrics: dict[str, dict[str, np.ndarray]] = {}
         for key, values in arrays.items():
-            split, _, metric = key.partition("\n")
+            split, metric = json.loads(key)
             metrics.setdefault(split, {})[metric] = values
         return Cell(head["row"], head["seed"], metrics, head["choice"], head["curve"], head["info"])
 
@@ -274,7 +274,7 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[f"a{i}"] for i, name in enumerate(_unpack(file["names"]))}
     except Exception as error:  # zipfile, zlib, numpy and json each fail in their own way
         raise KeftError(f"{path}: cannot be read ({error}); make the cell anew") from error

@@ -85,7 +85,8 @@ def plot(
                 edges = [edge * scale.factor for edge in gain["interval"]]
                 axis.plot(edges, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
             axis.plot(gain["mean"] * scale.factor, y, "o", color=colour, ms=6)
-        axis.set_yticks(range(len(rows)), [_plain(row) for row in reversed(rows)])
+        labels = [_plain(row) if axis is axes[0] else "" for row in reversed(rows)]
+        axis.set_yticks(range(len(rows)), labels)
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_xlabel(f"{JUDGED} − row" + (f" ({scale.unit})" if scale.unit else ""))
         axis.set_title(_plain(f"{name}: {part['kind']}"), loc="left", fontsize=10)

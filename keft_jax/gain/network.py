@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 640, 430
+_SIZES = ((5, (430, 250)), (9, (540, 340)), (99, (640, 430)))  # up to so many nodes, in pixels
 MAX_NODES, MAX_EDGES = 16, 26
 _FONT, _EDGE_FONT = 13.0, 11.0
 _MARGIN_X, _MARGIN_Y = 16, 18
@@ -26,12 +26,14 @@ def draw_network(nodes: Sequence[Node], edges: Sequence[Edge]) -> str:
     """
     kept = _choose_nodes(nodes)
     number = {edge: i + 1 for i, (edge, _) in enumerate(list_edges(nodes, edges))}
-    names = [shorten(nodes[i][0], 24) for i in kept]
+    names = [shorten(nodes[i][0], 28) for i in kept]
     place = {node: i for i, node in enumerate(kept)}
     pairs = _join_pairs(edges, place, number)
-    position = _lay_out(names, [(a, b) for a, b in pairs])
+    size = next(size for most, size in _SIZES if len(kept) <= most)
+    position = _lay_out(names, list(pairs), size)
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="network" role="img" '
+        f'<svg viewBox="0 0 {size[0]} {size[1]}" class="network" role="img" '
+        f'style="min-width:{0.8 * size[0]:.0f}px;max-width:{1.15 * size[0]:.0f}px" '
         f'aria-label="Subgraph of {len(kept)} entities and {len(pairs)} connections">'
     ]
     taken = [box for i in range(len(kept)) for box in _node_boxes(position[i], names[i])]
@@ -45,7 +47,7 @@ def draw_network(nodes: Sequence[Node], edges: Sequence[Edge]) -> str:
         )
         labels.append((importance, position[a], position[b], joined))
     for importance, start, end, joined in sorted(labels, key=lambda item: -item[0]):
-        parts.append(_label_edge(importance, start, end, joined, edges, number, taken))
+        parts.append(_label_edge(importance, start, end, joined, edges, number, taken, size[0]))
     for i, node in enumerate(kept):
         name, importance, role = nodes[node]
         x, y = position[i]
@@ -95,12 +97,14 @@ def _join_pairs(
     return pairs
 
 
-def _lay_out(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+def _lay_out(
+    names: Sequence[str], pairs: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> np.ndarray:
     """xy[n, 2] in pixels: stress majorisation (Gansner et al. 2004) over graph distances, then
     boxes of node and name are pushed apart inside the frame."""
-    n = len(names)
+    n, (width, height) = len(names), size
     if n == 1:
-        return np.array([[WIDTH / 2, HEIGHT / 2]])
+        return np.array([[width / 2, height / 2]])
     distance = np.full((n, n), 3.0)
     np.fill_diagonal(distance, 0)
     for a, b in pairs:
@@ -122,13 +126,13 @@ def _lay_out(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> np.ndarr
     xy = centred @ np.linalg.svd(centred, full_matrices=False)[2].T
     half = np.array([max(measure(name, _FONT) / 2, 12) for name in names])
     low = np.c_[half + _MARGIN_X, np.full(n, _MARGIN_Y)]
-    high = np.c_[WIDTH - half - _MARGIN_X, np.full(n, HEIGHT - 32 - _MARGIN_Y / 2)]
+    high = np.c_[width - half - _MARGIN_X, np.full(n, height - 32 - _MARGIN_Y / 2)]
     span = np.maximum(np.ptp(xy, axis=0), 1e-6)
-    frame = np.array([WIDTH - 170.0, HEIGHT - 90.0])
+    frame = np.array([width - 170.0, height - 90.0])
     flat = np.ptp(xy[:, 1]) < 1e-3 * np.ptp(xy[:, 0])
     xy = (xy - xy.min(0)) / span * frame + (85, 35)
     if flat:
-        xy[:, 1] = HEIGHT / 2
+        xy[:, 1] = height / 2
     return _push_apart(xy, half, low, high)
 
 
@@ -168,6 +172,7 @@ def _label_edge(
     edges: Sequence[Edge],
     number: dict[int, int],
     taken: list[Box],
+    width: int,
 ) -> str:
     first = max(joined, key=lambda e: edges[e][3])
     extra = f" +{len(joined) - 1}" if len(joined) > 1 else ""
@@ -178,12 +183,14 @@ def _label_edge(
         for t in (0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73):
             x, y = (1 - t) * start + t * end
             box = (x - half - 2, y - 8, x + half + 2, y + 6)
-            inside = box[0] >= 2 and box[2] <= WIDTH - 2
+            inside = box[0] >= 2 and box[2] <= width - 2
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 return (
+                    f'<rect x="{box[0]:.1f}" y="{box[1]:.1f}" width="{box[2] - box[0]:.1f}" '
+                    f'height="{box[3] - box[1]:.1f}" rx="2"/>'
                     f'<text class="edge" x="{x:.1f}" y="{y + 3.5:.1f}" '
-                    f'style="opacity:{0.65 + 0.35 * importance:.2f}"><title>{title}</title>'
+                    f'style="opacity:{0.8 + 0.2 * importance:.2f}"><title>{title}</title>'
                     f"{escape(text)}</text>"
                 )
     return ""

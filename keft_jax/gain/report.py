@@ -13,16 +13,14 @@ from typing import Any
 from keft_jax.gain.cells import Cell, write_atomic
 from keft_jax.gain.charts import colour_css
 from keft_jax.gain.console import plot, print_table
+from keft_jax.gain.facts import show_audit, show_cost, show_facts
 from keft_jax.gain.rows import JUDGED, PLAIN
 from keft_jax.gain.sections import (
     Drawn,
     Scale,
-    show_audit,
-    show_cost,
     show_curves,
     show_drawn,
     show_examples,
-    show_facts,
     show_slices,
     show_split,
 )
@@ -128,7 +126,7 @@ def _show_head(summary: Mapping[str, Any], config: Mapping[str, Any], scale: Sca
         sentence = (
             f"{sentence[:-1]}: {scale.number(gain['mean'], True)}{unit} of {summary['metric']} "
             f"{scale.interval(gain, True)} over the same model without it."
-        )
+        ).replace(", ", ",\u00a0")
     part = summary["splits"][summary["split"]]
     facts = f"On {summary['split']}: {count(part['n'], 'example')} in "
     facts += f"{count(part['clusters'], 'cluster')}, {count(part['seeds'], 'seed')}. "

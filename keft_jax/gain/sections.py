@@ -12,12 +12,12 @@ import numpy as np
 
 from keft_jax.gain.cells import Cell
 from keft_jax.gain.charts import draw_bar, draw_curves, draw_legend, nice_ticks, read_curves
+from keft_jax.gain.facts import chip
 from keft_jax.gain.network import draw_network, list_edges
 from keft_jax.gain.rows import JUDGED, PLAIN, describe_row
 from keft_jax.gain.verdict import count
 
 TONES = {"helps": "good", "hurts": "bad", "no difference": "", "cannot tell": "warn"}
-AUDIT_TONES = {"ok": "good", "look": "warn", "leak": "bad"}
 MAX_CARDS = 4
 
 
@@ -61,10 +61,6 @@ class Scale:
         if value["interval"] is None:
             return ""
         return "[" + ", ".join(self.number(edge, sign) for edge in value["interval"]) + "]"
-
-
-def chip(text: str, tone: str = "") -> str:
-    return f'<span class="chip {tone}">{escape(text)}</span>'
 
 
 def _cell(value: Mapping[str, Any] | None, scale: Scale, sign: bool, track: str) -> str:
@@ -125,7 +121,7 @@ def show_split(name: str, part: Mapping[str, Any], rows: Sequence[str], scale: S
 
 
 def show_slices(splits: Mapping[str, Any], scale: Scale) -> str:
-    blocks = []
+    blocks: list[str] = []
     for name, part in splits.items():
         slices = {k: v for k, v in part["slices"].items() if v["gain"] is not None}
         if not slices:
@@ -141,16 +137,24 @@ def show_slices(splits: Mapping[str, Any], scale: Scale) -> str:
                 f'<td class="n soft">{scale.interval(s["gain"], True)}</td>'
                 f'<td class="bar">{draw_bar(s["gain"], low, high, "", True)}</td></tr>'
             )
-        blocks.append(
-            f'<h3>{escape(name)}</h3><div class="wide"><table class="slices"><thead><tr>'
-            f"<th>Slice</th>"
+        table = (
+            '<div class="wide"><table class="slices"><thead><tr><th>Slice</th>'
             f'<th class="n">n</th><th class="n"><code>{PLAIN}</code></th>'
             f'<th class="n"><code>{JUDGED}</code></th><th class="n">Gain</th>'
             f'<th class="n">95 % interval</th><th class="bar">{_ends(low, high, scale, True)}</th>'
             "</tr></thead>"
             f"<tbody>{''.join(lines)}</tbody></table></div>"
         )
+        blocks.append(_fold(name, table, bool(blocks)))
     return "".join(blocks)
+
+
+def _fold(title: str, content: str, folded: bool) -> str:
+    """A part with its heading; the splits after the first start closed."""
+    heading = f"<h3>{escape(title)}</h3>"
+    if not folded:
+        return heading + content
+    return f"<details><summary>{heading}</summary>{content}</details>"
 
 
 def show_curves(cells: Sequence[Cell], rows: Sequence[str], metric: str, scale: Scale) -> str:
@@ -194,7 +198,7 @@ def compare(
 def show_examples(
     cells: Sequence[Cell], splits: Iterable[str], metric: str, examples: Mapping[str, Any]
 ) -> str:
-    blocks = []
+    blocks: list[str] = []
     for split in splits:
         texts = examples.get(split)
         won, lost, with_it, without = compare(cells, split, metric)
@@ -213,7 +217,7 @@ def show_examples(
                 f"<div><h4>{title} <small>{len(which):,} of {len(texts):,}"
                 f"{f' ({escape(common)})' if common else ''}</small></h4>{body}</div>"
             )
-        blocks.append(f'<h3>{escape(split)}</h3><div class="pair">{"".join(columns)}</div>')
+        blocks.append(_fold(split, f'<div class="pair">{"".join(columns)}</div>', bool(blocks)))
     return "".join(blocks)
 
 
@@ -280,8 +284,8 @@ def show_drawn(drawn: Sequence[Drawn]) -> str:
         cards.append(
             f'<div class="card"><p><b>{escape(_clip(example.text, 400))}</b></p>'
             f"<dl><dt>gold</dt><dd>{gold}</dd>{said}</dl>"
-            f'<div class="canvas">{picture}</div><ol class="facts">{"".join(facts)}</ol>{note}'
-            "</div>"
+            f'<div class="look"><div class="canvas">{picture}</div>'
+            f'<ol class="facts">{"".join(facts)}</ol></div>{note}</div>'
         )
     if not cards:
         return ""
@@ -291,77 +295,8 @@ def show_drawn(drawn: Sequence[Drawn]) -> str:
     )
     return (
         f'<p class="small soft">{key}Stronger lines weigh more; a number on a line refers to the '
-        f'list below it.</p><div class="pair drawn">{"".join(cards)}</div>'
+        f"list beside it.</p>{''.join(cards)}"
     )
-
-
-def show_audit(leaks: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = []
-    worst = {"leak": 0, "look": 1, "ok": 2}
-    for key, check in sorted(leaks.items(), key=lambda kv: worst.get(kv[1]["verdict"], 3)):
-        name, _, split = key.partition("/")
-        value = check["value"]
-        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-        shown = {"None": "–", "True": "yes", "False": "no"}.get(shown, shown)
-        lines.append(
-            f"<tr><td>{chip(check['verdict'], AUDIT_TONES.get(check['verdict'], ''))}</td>"
-            f"<td>{escape(name)}</td><td>{escape(split) or 'all'}</td>"
-            f'<td class="n">{escape(shown)}</td><td class="soft">{escape(check["note"])}</td></tr>'
-        )
-    return (
-        "<div class=wide><table><thead><tr><th>Verdict</th><th>Check</th><th>Split</th>"
-        f'<th class="n">Value</th><th>What it is</th></tr></thead><tbody>{"".join(lines)}'
-        "</tbody></table></div>"
-    )
-
-
-def show_facts(facts: Mapping[str, Any]) -> str:
-    """Nested numbers and names as a list; shares stay as they are."""
-
-    def flat(value: Any, path: str) -> list[tuple[str, str]]:
-        if isinstance(value, Mapping):
-            return [
-                item for k, v in value.items() for item in flat(v, f"{path} · {k}" if path else k)
-            ]
-        if isinstance(value, bool):
-            return [(path, "yes" if value else "no")]
-        if isinstance(value, float):
-            return [(path, f"{value:,.3f}")]
-        return [(path, f"{value:,}" if isinstance(value, int) else str(value))]
-
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in flat(facts, ""))
-    return f"<dl>{items}</dl>"
-
-
-def show_cost(cells: Sequence[Cell], rows: Sequence[str]) -> str:
-    keys = ("steps", "best_step", "learning_rate", "seconds", "examples_per_s", "compilations")
-    shown = [k for k in keys if any(k in c.info for c in cells)]
-    if not shown:
-        return ""
-    head = "".join(
-        f'<th class="n">{escape(k.replace("_per_s", "/s").replace("_", " "))}</th>' for k in shown
-    )
-    lines = []
-    for i, row in enumerate(rows):
-        mine = [c.info for c in cells if c.row == row]
-        values = []
-        for key in shown:
-            found = [float(info[key]) for info in mine if isinstance(info.get(key), int | float)]
-            values.append(f'<td class="n">{_short(float(np.mean(found))) if found else "–"}</td>')
-        lines.append(
-            f'<tr class="c{i}"><td><span class="name">{escape(row)}</span></td>{"".join(values)}'
-            "</tr>"
-        )
-    return (
-        '<p class="small soft">Means over seeds.</p><div class=wide><table><thead><tr><th>Row</th>'
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _short(value: float) -> str:
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1e}" if abs(value) < 0.01 else f"{value:.3g}"
 
 
 def _clip(text: str, most: int) -> str:
