@@ -19,6 +19,7 @@ from keft_jax.gain.verdict import count
 
 TONES = {"helps": "good", "hurts": "bad", "no difference": "", "cannot tell": "warn"}
 MAX_CARDS = 4
+MAX_FACTS = 8
 
 
 @dataclass
@@ -264,7 +265,7 @@ def show_drawn(drawn: Sequence[Drawn]) -> str:
     for example in drawn:
         facts = []
         for k, (_, (a, b, relation, importance)) in enumerate(
-            list_edges(example.nodes, example.edges)[:8], 1
+            list_edges(example.nodes, example.edges), 1
         ):
             head, tail = (escape(example.nodes[i][0]) for i in (a, b))
             width = 100 * min(max(importance, 0), 1)
@@ -285,7 +286,7 @@ def show_drawn(drawn: Sequence[Drawn]) -> str:
             f'<div class="card"><p><b>{escape(_clip(example.text, 400))}</b></p>'
             f"<dl><dt>gold</dt><dd>{gold}</dd>{said}</dl>"
             f'<div class="look"><div class="canvas">{picture}</div>'
-            f'<ol class="facts">{"".join(facts)}</ol></div>{note}</div>'
+            f"{_list_facts(facts)}</div>{note}</div>"
         )
     if not cards:
         return ""
@@ -297,6 +298,15 @@ def show_drawn(drawn: Sequence[Drawn]) -> str:
         f'<p class="small soft">{key}Stronger lines weigh more; a number on a line refers to the '
         f"list beside it.</p>{''.join(cards)}"
     )
+
+
+def _list_facts(facts: Sequence[str]) -> str:
+    shown = f'<ol class="facts">{"".join(facts[:MAX_FACTS])}</ol>'
+    if len(facts) <= MAX_FACTS:
+        return f"<div>{shown}</div>"
+    rest = f'<ol class="facts">{"".join(facts[MAX_FACTS:])}</ol>'
+    more = f"{len(facts) - MAX_FACTS} more"
+    return f"<div>{shown}<details><summary>{more}</summary>{rest}</details></div>"
 
 
 def _clip(text: str, most: int) -> str:
