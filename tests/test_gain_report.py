@@ -115,7 +115,7 @@ def test_page_holds_every_section_and_row(read):
     for row in ROWS:
         assert row in text
     assert "The knowledge helps: +" in text
-    assert "lacks the controls random" in text
+    assert "lacks the control random" in text
     assert "found a leak" in text
     assert "1.20 times" in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -126,11 +127,11 @@ def _show_head(summary: Mapping[str, Any], config: Mapping[str, Any], scale: Sca
         sentence = (
             f"{sentence[:-1]}: {scale.number(gain['mean'], True)}{unit} of {summary['metric']} "
             f"{scale.interval(gain, True)} over the same model without it."
-        ).replace(", ", ",\u00a0")
+        )
     part = summary["splits"][summary["split"]]
     facts = f"On {summary['split']}: {count(part['n'], 'example')} in "
     facts += f"{count(part['clusters'], 'cluster')}, {count(part['seeds'], 'seed')}. "
-    facts += f"Verdict: {summary['verdict']}"
+    facts += summary["verdict"][:1].upper() + summary["verdict"][1:]
     facts += "." if summary["why"] in summary["verdict"] else f" ({summary['why']})."
     best = summary.get("best_text")
     if best and best["row"] != PLAIN:
@@ -148,11 +149,17 @@ def _show_head(summary: Mapping[str, Any], config: Mapping[str, Any], scale: Sca
             if check["flag"]:
                 flags.append(_flag(f"Row {row} on {split} is {check['note']}", "bad"))
     if missing:
-        flags.append(_flag(f"The table lacks the controls {', '.join(missing)}", ""))
+        noun = "control" if len(missing) == 1 else "controls"
+        flags.append(_flag(f"The table lacks the {noun} {', '.join(missing)}", ""))
     return (
-        f'<header><h1>{escape(name)}</h1><p class="lead">{escape(sentence)}</p>'
-        f'<p class="why">{escape(facts)}</p>{"".join(flags)}</header>'
+        f'<header><h1>{escape(name)}</h1><p class="lead">{_bind(sentence)}</p>'
+        f'<p class="why">{_bind(facts)}</p>{"".join(flags)}</header>'
     )
+
+
+def _bind(text: str) -> str:
+    """Escaped, with intervals that no line break parts."""
+    return re.sub(r"\[[^\[\]]{3,30}\]", r'<span class="bind">\g<0></span>', escape(text))
 
 
 def _flag(text: str, tone: str) -> str:

@@ -37,7 +37,7 @@ def judge(
     gain = _points(estimates[PLAIN])
     if seeds < MIN_SEEDS:
         short = f"no verdict: {count(seeds, 'seed')}, {MIN_SEEDS} are needed"
-        why = f"{gain} over {PLAIN}, an interval over examples alone; {short[12:]}"
+        why = f"{gain} over {PLAIN}, an interval over examples alone"
         return verdict | {"kind": "no verdict", "verdict": short, "why": why}
     if clusters < MIN_CLUSTERS:
         unit = "cluster of examples"
