@@ -128,7 +128,11 @@ def _choose(
     # A few hundred examples make a noisy judge: a ridge is judged with its neighbours.
     padded = np.pad(score_kr, ((0, 0), (1, 1)), mode="edge")
     smooth_kr = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
-    k, r = divmod(int(np.argmax(smooth_kr)), len(_RIDGES))
+    # Of settings within half a standard error of the best, the most damped carries over best.
+    top = smooth_kr.max()
+    near_kr = smooth_kr >= top - 0.5 * np.sqrt(top * (1 - top) / len(select))
+    r = int(np.flatnonzero(near_kr.any(0))[-1])
+    k = int(np.argmax(np.where(near_kr[:, r], smooth_kr[:, r], -1)))
     return kernels[k], _RIDGES[r]
 
 
