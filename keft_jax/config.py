@@ -21,6 +21,8 @@ from typing import Any, Literal
 class KeftError(ValueError):
     """Something the user can put right. The message is one line: thing, value, place, remedy."""
 
+    exit_code = 2
+
 
 def check(ok: bool, path: str, value: object, remedy: str) -> None:
     """Raises a KeftError that names the dotted path, its value and the remedy."""
@@ -61,7 +63,7 @@ class DataConfig:
     select: str = ""
     """Examples that choose the checkpoint and the hyper-parameters; never reported as a result."""
     test: tuple[str, ...] = ()
-    """Reported splits, each named by its file; read only after everything is chosen."""
+    """Reported splits, each named by its file; scored only after everything is chosen."""
     text: str = "question"
     """Field with the text."""
     pair: str = ""

@@ -34,6 +34,8 @@ Scalars = dict[str, float]
 class NotFiniteError(KeftError):
     """The loss is not a number any more."""
 
+    exit_code = 1
+
 
 class Trainer:
     """Compiled functions of one model, reused over seeds, rows and learning rates."""
@@ -164,10 +166,11 @@ def fit(
             return
         (step, indices, metrics), waiting = waiting, None
         scalars = {k: float(s / w) for k, (s, w) in jax.device_get(metrics).items()}
-        if not np.isfinite(scalars["loss/total"]):
+        bad = [k for k in ("loss/total", "grad_norm") if not np.isfinite(scalars[k])]
+        if bad:
             ids = ", ".join(train.examples[i].where or str(i) for i in indices[:8])
             raise NotFiniteError(
-                f"step {step}: the loss is {scalars['loss/total']}, on the examples {ids}"
+                f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples {ids}"
                 f"{', ...' if len(indices) > 8 else ''}; lower optim.learning_rate or look at "
                 "these examples. The last good checkpoint is kept"
             )
@@ -176,7 +179,9 @@ def fit(
         mark = (step, now)
         hooks.log(step, scalars)
 
-    for step in range(first, config.optim.steps):
+    # A run that had stopped early stays stopped.
+    over = bool(config.eval.patience) and progress.stale >= config.eval.patience
+    for step in range(first, first if over else config.optim.steps):
         length, indices = plan.batch(step)
         batch = trainer.put(train.batch(length, indices))
         state, metrics = trainer.train_step(state, frozen, batch)
@@ -187,7 +192,14 @@ def fit(
         last, interrupted = done == config.optim.steps, hooks.stopping()
         if select is not None and (done % config.eval.every == 0 or last):
             settle()
-            scores = trainer.parts.task.summarise(trainer.evaluate(state.params, select))
+            rows = trainer.evaluate(state.params, select)
+            if not np.isfinite(rows["probability"]).all():
+                raise NotFiniteError(
+                    f"step {done}: the scores of {int(np.sum(~np.isfinite(rows['probability'])))} "
+                    f"of {len(select)} selection examples are not numbers; lower "
+                    "optim.learning_rate. The last good checkpoint is kept"
+                )
+            scores = trainer.parts.task.summarise(rows)
             value = pick(scores, metric)
             hooks.log(done, {f"select/{name}": v for name, v in scores.items()})
             progress.curve.append({"step": done, "select": value})
