@@ -37,6 +37,8 @@ class Example:
     in the text spans all of it."""
     pattern: str = ""
     cluster: str = ""
+    slices: tuple[str, ...] = ()
+    """Values of the fields that `data.slices` names, "" where a record has none."""
     where: str = ""
     """file:line, for error messages."""
 
@@ -78,7 +80,7 @@ def read_examples(
     for line, record in records:
         try:
             where = f"{report.path}:{line}"
-            examples.append(_example(len(examples), record, fields, data.brackets, where))
+            examples.append(_example(len(examples), record, fields, data, where))
         except _BadRecord as bad:
             report.add(line, str(bad))
     report.examples = len(examples)
@@ -113,7 +115,7 @@ def examples_from(
             kind = type(record).__name__
             raise KeftError(f"{where}: a {kind} where a text or a dict of fields is expected")
         try:
-            examples.append(_example(i, record, fields, data.brackets, where))
+            examples.append(_example(i, record, fields, data, where))
         except _BadRecord as bad:
             raise KeftError(f"{where}: {bad}") from None
     return examples
@@ -131,7 +133,7 @@ def _fields(data: DataConfig, need: Sequence[str]) -> Fields:
 
 
 def _example(
-    id: int, record: Mapping[str, Any], fields: Fields, brackets: bool, where: str
+    id: int, record: Mapping[str, Any], fields: Fields, data: DataConfig, where: str
 ) -> Example:
     values: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, ())
     for role, (name, needed) in fields.items():
@@ -143,7 +145,7 @@ def _example(
             raise _BadRecord(f"data.{role} = {name!r}: empty")
     text, entities = values["text"][0], values["entity"]
     spans: tuple[tuple[int, int, str], ...] = tuple(_locate(text, name) for name in entities)
-    if brackets:
+    if data.brackets:
         text, places = parse_brackets(text)
         if len(entities) != len(places):  # no name for each: what is marked is the name
             entities = tuple(text[start:end] for start, end in places)
@@ -160,6 +162,7 @@ def _example(
         spans=spans,
         pattern=one["pattern"],
         cluster=one["cluster"],
+        slices=tuple("".join(_strings(record.get(f), "slices", f)) for f in data.slices),
         where=where,
     )
 

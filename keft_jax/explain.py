@@ -1,0 +1,120 @@
+"""Which facts an answer rests on, by occlusion: each fact is taken out and the model asked again.
+
+Unlike attention or gradients this measures what it says: how much of the answer's probability goes
+with the fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from keft_jax.data.batch import Batch
+from keft_jax.data.features import Dataset
+from keft_jax.train.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Fact:
+    """An edge of one example's subgraph, in its forward direction."""
+
+    head: int  # node
+    relation: str
+    tail: int  # node
+    importance: float  # share of the answer's probability lost without it, 0 to 1
+
+
+@dataclass(frozen=True)
+class Explanation:
+    answer: str
+    probability: float
+    nodes: list[str]
+    mentioned: list[bool]
+    facts: list[Fact]  # most important first
+
+
+def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanation]:
+    """`explain(params, dataset, number)`: the answer to one example and the facts behind it. One
+    compilation serves all examples of one text length."""
+    parts, mesh_batch = trainer.parts, trainer.parts.config.eval.batch
+    names = trainer.frozen()["names"]
+
+    @jax.jit
+    def probabilities(params: Any, batch: Batch) -> jax.Array:
+        return jax.nn.softmax(parts.model.apply(params, batch, names).logits)
+
+    def ask(params: Any, batch: Batch) -> np.ndarray:
+        out = []
+        for start in range(0, len(batch.example), mesh_batch):
+            rows = np.minimum(np.arange(start, start + mesh_batch), len(batch.example) - 1)
+            part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+            out.append(np.asarray(probabilities(params, trainer.put(part))))
+        return np.concatenate(out)[: len(batch.example)]
+
+    def explain(params: Any, dataset: Dataset, number: int) -> Explanation:
+        length = parts.config.data.buckets[-1]
+        one = dataset.batch(length, np.array([number]))
+        facts = find_facts(one)
+        without = [one] + [remove_edges(one, edges) for edges, _ in facts]
+        asked = ask(params, jax.tree.map(lambda *x: np.concatenate(x), *without))
+        choice = int(asked[0].argmax())
+        before = float(asked[0, choice])
+        relations = parts.knowledge.vocabulary.relations
+        found = [
+            Fact(
+                head=head,
+                relation=relations[relation],
+                tail=tail,
+                importance=max(0.0, 1 - float(asked[i + 1, choice]) / before),
+            )
+            for i, (_, (head, relation, tail)) in enumerate(facts)
+        ]
+        count = int(one.graph.n_node[0, 0])
+        return Explanation(
+            answer=parts.task.choices[choice],
+            probability=before,
+            nodes=[parts.knowledge.kg.names[e] for e in one.graph.nodes["entity"][0, :count]],
+            mentioned=[bool(m) for m in one.graph.nodes["mention"][0, :count]],
+            facts=sorted(found, key=lambda fact: -fact.importance),
+        )
+
+    def find_facts(one: Batch) -> list[tuple[list[int], tuple[int, int, int]]]:
+        """[(its edges, (head node, relation, tail node))] of a batch of one."""
+        graph, known = one.graph, len(parts.knowledge.vocabulary.relations)
+        facts: dict[tuple[int, int, int], list[int]] = {}
+        for edge in range(int(graph.n_edge[0, 0])):
+            head, tail = int(graph.senders[0, edge]), int(graph.receivers[0, edge])
+            relation = int(graph.edges["relation"][0, edge])
+            if relation >= known:
+                head, relation, tail = tail, relation - known, head
+            facts.setdefault((head, relation, tail), []).append(edge)
+        return [(edges, fact) for fact, edges in facts.items()]
+
+    return explain
+
+
+def remove_edges(one: Batch, edges: list[int]) -> Batch:
+    """A batch of one without some of its edges; the rest keeps its order."""
+    graph = one.graph
+    width = graph.senders.shape[1]
+    keep = np.setdiff1d(np.arange(graph.n_edge[0, 0]), edges)
+
+    def pack(x: np.ndarray, fill: int) -> np.ndarray:
+        out = np.full_like(x, fill)
+        out[0, : len(keep)] = x[0, keep]
+        return out
+
+    pad = int(graph.n_node[0, 0])
+    n_edge = np.array([[len(keep), width - len(keep)]], graph.n_edge.dtype)
+    return one.replace(
+        graph=graph._replace(
+            senders=pack(graph.senders, pad),
+            receivers=pack(graph.receivers, pad),
+            edges={"relation": pack(graph.edges["relation"], 0)},
+            n_edge=n_edge,
+        )
+    )
