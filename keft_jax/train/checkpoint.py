@@ -1,0 +1,284 @@
+"""Checkpoints that verify, or are not used.
+
+Orbax commits a step whole or not at all, but a flipped bit in its files restores silently wrong,
+and another dtype is cast silently. So every committed step gets a manifest beside it, with the size
+and the checksum of each file and the shape and dtype of each array, and only a step whose manifest
+verifies is ever read:
+
+    <folder>/<number>/        what Orbax wrote
+    <folder>/<number>.json    its manifest, written after the step is committed
+
+A step without a manifest was cut off while it was written. A step is deleted manifest first, so one
+whose deletion was cut off looks the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from keft_jax.config import KeftError
+from keft_jax.train.loop import Progress
+from keft_jax.train.manifest import checksums, describe, refuse_difference, seal, verify
+from keft_jax.train.parts import write_text
+from keft_jax.train.state import State
+
+logger = logging.getLogger(__name__)
+Warn = Callable[[str], None]
+
+
+class Steps:
+    """A folder of numbered steps with manifests, of which the newest `keep` stay.
+
+    Saving is asynchronous: `save` returns when the arrays have left the devices; `poll`, called
+    often, writes the manifest once Orbax has committed; `wait` and `close` see it through. Files
+    are hashed on a thread of their own, 1 to 2 GB/s.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int, warn: Warn | None = None):
+        self.folder, self.keep = Path(os.path.abspath(folder)), keep
+        self.warn = warn or (lambda message: logger.warning("%s", message))
+        self._orbax: ocp.CheckpointManager | None = None
+        self._committing: tuple[int, dict[str, Any]] | None = None  # saved, no manifest yet
+        self._hashing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "manifest")
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._orbax is None:
+            # Deleting is done here: Orbax would delete a good step before the next has a manifest.
+            options = ocp.CheckpointManagerOptions(max_to_keep=None)
+            self._orbax = ocp.CheckpointManager(self.folder, options=options)
+        return self._orbax
+
+    def save(self, number: int, about: dict[str, Any], **items: Any) -> None:
+        """Starts to save arrays (pytrees) and plain data (dicts) by name, after the last save is
+        complete. The arrays may be donated as soon as this returns."""
+        self.wait()
+        trees = {name: item for name, item in items.items() if not isinstance(item, Data)}
+        args = {
+            name: ocp.args.JsonSave(item.value)
+            if isinstance(item, Data)
+            else ocp.args.StandardSave(item)
+            for name, item in items.items()
+        }
+        manifest = {"number": number, "about": about, "arrays": describe(trees)}
+        # Without force, a number that is not above the last one is skipped silently.
+        self._manager.save(number, args=ocp.args.Composite(**args), force=True)
+        self._committing = number, manifest
+
+    def poll(self) -> None:
+        if self._committing is not None and not self._manager.is_saving_in_progress():
+            self._hash()
+        elif self._hashing is not None and self._hashing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until everything saved is committed and has its manifest. Raises what went wrong."""
+        if self._committing is not None:
+            self._hash()
+        if self._hashing is not None:
+            future, self._hashing = self._hashing, None
+            future.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._orbax is not None:
+                self._orbax.close()
+                self._orbax = None
+
+    def _hash(self) -> None:
+        assert self._committing is not None
+        (number, manifest), self._committing = self._committing, None
+        self._manager.wait_until_finished()  # raises what the saving thread ran into
+        if jax.process_index() == 0:
+            self._hashing = self._thread.submit(self._certify, number, manifest)
+
+    def _certify(self, number: int, manifest: dict[str, Any]) -> None:
+        content = manifest | {"files": checksums(self.folder / str(number))}
+        write_text(self._manifest(number), seal(content))
+        good = [n for n in self.numbers() if self._manifest(n).exists()]
+        for old in set(self.numbers()) - set(good[: self.keep]):
+            self._delete(old)
+
+    def _manifest(self, number: int) -> Path:
+        return self.folder / f"{number}.json"
+
+    def _delete(self, number: int) -> None:
+        self._manifest(number).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / str(number), ignore_errors=True)
+
+    def numbers(self) -> list[int]:
+        """Committed steps, newest first, with a manifest or not."""
+        if not self.folder.is_dir():
+            return []
+        found = [int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdecimal()]
+        return sorted(found, reverse=True)
+
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Number and manifest of the newest step that verifies; says why a newer one does not.
+
+        None where there is none, or merely one that was cut off when it was first written. Raises
+        KeftError where steps were complete once and none verifies.
+        """
+        damaged = ""
+        for number in self.numbers():
+            reason, manifest = verify(self.folder / str(number), self._manifest(number))
+            if manifest is not None:
+                return number, manifest
+            if self._manifest(number).exists():
+                damaged = damaged or reason
+            self.warn(f"{reason}; not used")
+        if damaged:
+            raise KeftError(
+                f"{damaged}, and no other step verifies; copy a good one back, or delete "
+                f"{self.folder.parent} and train from scratch"
+            )
+        return None
+
+    def clear_after(self, number: int) -> None:
+        """Removes what lies above a step that was restored (-1: all), and what Orbax left half
+        written."""
+        for other in self.numbers():
+            if other > number:
+                self._delete(other)
+        if self.folder.is_dir():
+            for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if self._orbax is not None:
+            self._orbax.reload()
+
+    def load(self, number: int, **items: Any) -> Any:
+        """Arrays onto the shardings of their abstract twins; `Data` gives plain data."""
+        args = {
+            name: ocp.args.JsonRestore()
+            if isinstance(item, Data)
+            else ocp.args.StandardRestore(item)
+            for name, item in items.items()
+        }
+        return self._manager.restore(number, args=ocp.args.Composite(**args))
+
+
+@dataclasses.dataclass
+class Data:
+    """Marks an item of plain data (what JSON holds) among arrays."""
+
+    value: Any = None
+
+
+class Checkpoints:
+    """What a run resumes from: the state, and the progress of choosing the best."""
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2, warn: Warn | None = None):
+        self._steps = Steps(folder, keep, warn)
+
+    def save(self, step: int, state: State, progress: Progress) -> None:
+        self._steps.save(step, {}, state=state, progress=Data(dataclasses.asdict(progress)))
+
+    def poll(self) -> None:
+        self._steps.poll()
+
+    def wait(self) -> None:
+        self._steps.wait()
+
+    def close(self) -> None:
+        self._steps.close()
+
+    def restore(self, abstract: State) -> tuple[State, Progress] | None:
+        """The newest state that verifies, onto the shardings of `abstract`; what is newer is
+        removed then. None: start from scratch.
+
+        Raises KeftError where complete steps are there and none verifies, and where a parameter
+        has another shape or dtype than in `abstract`.
+        """
+        found = self._steps.newest()
+        if found is None:
+            if self._steps.numbers():
+                self._steps.warn(f"{self._steps.folder}: no complete step; starting from scratch")
+            self._steps.clear_after(-1)
+            return None
+        number, manifest = found
+        refuse_difference(self._steps.folder / str(number), manifest, {"state": abstract})
+        out = self._steps.load(number, state=abstract, progress=Data())
+        self._steps.clear_after(number)
+        return out.state, Progress(**out.progress)
+
+
+class BestParams:
+    """The best parameters so far. Each save gets a number of its own, so that saving a training
+    step again, as a resumed run does, never touches the copy that is there until the new one is
+    committed and has its manifest."""
+
+    def __init__(self, folder: str | os.PathLike[str], warn: Warn | None = None):
+        self._steps = Steps(folder, 1, warn)
+
+    def save(self, step: int, params: Any) -> None:
+        self._steps.wait()
+        number = max(self._steps.numbers(), default=0) + 1
+        self._steps.save(number, {"step": step}, params=params)
+
+    def poll(self) -> None:
+        self._steps.poll()
+
+    def wait(self) -> None:
+        self._steps.wait()
+
+    def close(self) -> None:
+        self._steps.close()
+
+    def verify(self) -> None:
+        """Raises KeftError where parameters are there and damaged."""
+        self._steps.newest()
+
+    def load(self, abstract: Any) -> tuple[int, Any]:
+        """(training step, parameters on the shardings of `abstract`). Raises KeftError where there
+        are none, none verifies, or they are of another model."""
+        self._steps.wait()
+        found = self._steps.newest()
+        if found is None:
+            raise KeftError(
+                f"{self._steps.folder}: no parameters yet (they come with the first evaluation); "
+                "go on with the same train.py command"
+            )
+        number, manifest = found
+        refuse_difference(self._steps.folder / str(number), manifest, {"params": abstract})
+        return manifest["about"]["step"], self._steps.load(number, params=abstract).params
+
+
+def save_params(folder: str | os.PathLike[str], step: int, params: Any) -> None:
+    """Saves the best parameters of a run in place of the ones before, and waits for it."""
+    best = BestParams(folder)
+    try:
+        best.save(step, params)
+    finally:
+        best.close()
+
+
+def load_params(folder: str | os.PathLike[str], abstract: Any) -> tuple[int, Any]:
+    """See BestParams.load."""
+    best = BestParams(folder)
+    try:
+        return best.load(abstract)
+    finally:
+        best.close()
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree, with the places that its arrays are to lie in."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

@@ -1,0 +1,65 @@
+"""What the knowledge reaches of a split, in numbers that a report can state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from keft_jax.data.features import Dataset
+from keft_jax.data.source import Example
+from keft_jax.kg.subgraph import Subgraphs, survival
+from keft_jax.train.parts import Parts
+
+
+def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
+    """Shares of a split's examples, of what this row of the gain table is given:
+
+    linked: texts with a linked entity; cut: subgraphs that a budget cut; truncated: number of texts
+    longer than the last bucket. For questions also answers_in_graph (of all answers),
+    answers_reached (of those in the graph, the ones in the subgraph) and examples_reached.
+    """
+    count = max(len(dataset), 1)
+    out: dict[str, Any] = {
+        "examples": len(dataset),
+        "linked": float((dataset.seeds >= 0).any(1).sum() / count),
+        "cut": float(dataset.cut.sum() / count),
+        "truncated": dataset.truncated,
+    }
+    if parts.config.task.kind != "kgqa":
+        return out
+    kg = parts.knowledge.kg
+    answers = []
+    for example in dataset.examples:
+        ids = [kg.find(name) for name in example.answers]
+        answers.append({-1 - at if i is None else i for at, i in enumerate(ids)})
+    found = survival(_subgraphs(dataset), answers, kg)
+    return out | {
+        "answers_in_graph": found["in_graph"],
+        "answers_reached": found["survived"],
+        "examples_reached": found["examples_with_answer"],
+    }
+
+
+def _subgraphs(dataset: Dataset) -> Subgraphs:
+    graph = dataset.table.graph
+    return Subgraphs(
+        entity=graph.nodes["entity"],
+        n_node=graph.n_node[:, 0],
+        senders=graph.senders,
+        receivers=graph.receivers,
+        relation=graph.edges["relation"],
+        n_edge=graph.n_edge[:, 0],
+        seed_node=dataset.table.mentions.node,
+        cut=dataset.cut,
+    )
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 of what the model and its metrics read of the examples."""
+    digest = hashlib.sha256()
+    for e in examples:
+        row = [e.text, e.pair, e.label, e.answers, e.spans]
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

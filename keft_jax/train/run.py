@@ -1,0 +1,300 @@
+"""A config turned into a run's directory: the whole of train.py.
+
+    config.json, tokenizer.json, labels.json, kg/, inputs.json    what the run was made from
+    checkpoints/, best/                                           see checkpoint.py
+    metrics.jsonl, events.out.*                                   see metrics.py
+    summary.json                                                  written last: the run is finished
+
+The same command again goes on where the run stopped, by a kill at any moment too, and ends with
+bit-identical parameters; on a finished run it prints the results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rich.console
+from jax.sharding import Mesh
+
+from keft_jax.config import Config, KeftError, MeshConfig, config_hash, to_json
+from keft_jax.data.features import Dataset, with_row
+from keft_jax.data.source import Example
+from keft_jax.sharding import make_mesh
+from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
+from keft_jax.train.console import Display, introduce, print_summary
+from keft_jax.train.coverage import cover, fingerprint
+from keft_jax.train.loop import Fit, Hooks, NotFiniteError, Scalars, Trainer, fit
+from keft_jax.train.metrics import MetricsFile, TensorBoard
+from keft_jax.train.parts import (
+    Parts,
+    build,
+    load_parts,
+    save_parts,
+    write_text,
+)
+from keft_jax.train.state import State
+from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
+
+VERSIONS = ("keft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = False) -> dict:
+    """Trains, evaluates the best parameters on the test splits, and writes the run's directory.
+
+    Gives the content of summary.json, or {"stopped": step} after SIGTERM or control-C, when the
+    state is saved. Data and config are checked before anything is written. Raises KeftError.
+    """
+    folder = Path(workdir)
+    console = rich.console.Console(stderr=True, quiet=quiet)
+    refuse_other_run(config, folder)
+    if (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_text())
+        console.print(f"{folder}: finished already; these are its results", highlight=False)
+        print_summary(summary, quiet=quiet)
+        return summary
+    parts, examples = build(config)
+    teacher = load_teacher(parts)
+    train_set, select = ready(parts, examples), None
+    if config.data.select:
+        select = ready(parts, parts.read(config.data.select))
+    # Test splits are read twice: here, so that an error in them shows before hours of training.
+    tests = split_names(config.data.test)
+    for path in tests.values():
+        parts.task.targets(parts.read(path))
+    trainer = Trainer(parts, teacher)
+    inputs = {
+        "data.train": fingerprint(examples),
+        "data.select": fingerprint(select.examples) if select else "",
+        "knowledge.kg": parts.knowledge.kg.hash,
+        "vocabulary": digest(parts.knowledge.vocabulary.tokenizer.to_str()),
+    }
+    with claim(folder):
+        refuse_other_inputs(inputs, folder)
+        write_text(folder / "inputs.json", json.dumps(inputs, indent=2))
+        if not (folder / "config.json").is_file():
+            save_parts(parts, folder)
+        elif (folder / "config.json").read_text() != to_json(config):  # in free fields
+            write_text(folder / "config.json", to_json(config))
+        covers = {"train": cover(train_set, parts)}
+        introduce(console, trainer, covers["train"], select, folder)
+        result = _fit(trainer, train_set, select, folder, console)
+        if result.interrupted:
+            step = int(result.state.step)
+            console.print(
+                f"stopped at step {step} of {config.optim.steps}, everything is saved in {folder}; "
+                f"the same command goes on from there (if it names --workdir {folder}, or none "
+                "and the same config)",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return {"stopped": step}
+        step, params = load_params(folder / "best", _abstract_params(parts, trainer.mesh))
+        scores = {}
+        for name, path in tests.items():
+            dataset = ready(parts, parts.read(path))
+            scores[name] = parts.task.summarise(trainer.evaluate(params, dataset))
+            covers[name] = cover(dataset, parts)
+        summary = {
+            "task": config.task.kind,
+            "metric": config.eval.metric or parts.task.metrics[0],
+            "row": config.knowledge.row,
+            "seed": config.seed,
+            "scores": scores,
+            "select": result.progress.best,
+            "steps": int(result.state.step),
+            "best_step": step,
+            "curve": result.progress.curve,
+            "coverage": covers,
+            "parameters": parts.model.size(),
+            "config_hash": config_hash(config),
+            "kg_hash": parts.knowledge.kg.hash,
+            "versions": versions(),
+            "device": f"{trainer.mesh.size} x {jax.devices()[0].device_kind}",
+            "seconds": result.seconds,
+            "compilations": trainer.compilations,
+        }
+        write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+    print_summary(summary, quiet=quiet)
+    return summary
+
+
+def _fit(
+    trainer: Trainer,
+    train_set: Dataset,
+    select: Dataset | None,
+    folder: Path,
+    console: rich.console.Console,
+) -> Fit:
+    """`fit` from the last good checkpoint, with everything that is kept on disk."""
+    config = trainer.parts.config
+
+    def warn(message: str) -> None:
+        console.print(message, highlight=False, soft_wrap=True)
+
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, warn)
+    best = BestParams(folder / "best", warn)
+    with contextlib.ExitStack() as stack:
+        stack.callback(best.close)
+        stack.callback(checkpoints.close)
+        abstract = jax.eval_shape(trainer.init, jax.random.key(config.seed))
+        state, progress = checkpoints.restore(abstract_like(abstract, trainer.shardings)) or (
+            None,
+            None,
+        )
+        first = 0 if state is None else int(state.step)
+        if progress is not None and progress.best is not None:
+            best.verify()
+        if first:
+            warn(f"resumed from step {first} of {config.optim.steps}")
+        stopping = stack.enter_context(stop_signals())
+        file = MetricsFile(folder / "metrics.jsonl", first)
+        stack.callback(file.close)
+        board = TensorBoard(folder, first)
+        stack.callback(board.close)
+        display = Display(console, first, config.optim.steps)
+        stack.callback(display.close)
+
+        def log(step: int, scalars: Scalars) -> None:
+            for out in (file, board, display):
+                out.log(step, scalars)
+
+        def save(state: State, progress: Any) -> None:
+            refuse_not_finite(state)
+            file.flush()
+            # A checkpoint that knows of better parameters is written after them.
+            best.wait()
+            checkpoints.save(int(state.step), state, progress)
+
+        def poll() -> None:
+            best.poll()
+            checkpoints.poll()
+
+        result = fit(
+            trainer,
+            train_set,
+            select,
+            seed=config.seed,
+            state=state,
+            progress=progress,
+            hooks=Hooks(log=log, save=save, save_best=best.save, stopping=stopping, poll=poll),
+        )
+        if select is None and not result.interrupted:
+            best.save(int(result.state.step), result.state.params)
+        return result
+
+
+def load_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> tuple[Parts, Any]:
+    """The parts of a run's directory, finished or stopped, and its best parameters, on `mesh`
+    (None: all devices, whole on each). Raises KeftError."""
+    parts = load_parts(Path(path))
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    _, params = load_params(Path(path) / "best", _abstract_params(parts, mesh))
+    return parts, params
+
+
+def _abstract_params(parts: Parts, mesh: Mesh) -> Any:
+    return abstract_like(parts.model.abstract(), parts.model.shardings(mesh))
+
+
+def ready(parts: Parts, examples: list[Example]) -> Dataset:
+    """A split with what the config's row is given of the graph."""
+    config = parts.config
+    return with_row(parts.dataset(examples), parts.knowledge, config.knowledge.row, config.seed)
+
+
+def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
+    """The run that teaches. Raises KeftError where its numbers mean other things than here."""
+    settings = parts.config.objective.distill
+    if settings.weight == 0:
+        return None
+    where = f"objective.distill.teacher = {settings.teacher!r}"
+    teacher, params = load_run(settings.teacher, make_mesh(parts.config.mesh))
+    ours, its = parts.knowledge.vocabulary, teacher.knowledge.vocabulary
+    for thing, a, b in (
+        ("task.kind", parts.config.task.kind, teacher.config.task.kind),
+        ("tokenizer", ours.tokenizer.to_str(), its.tokenizer.to_str()),
+        ("list of entities", list(ours.entities), list(its.entities)),
+        ("list of relations", ours.relations, its.relations),
+        ("list of labels", parts.labels, teacher.labels),
+    ):
+        if a != b:
+            raise KeftError(
+                f"{where}: its {thing} is another than this config's, so its outputs mean other "
+                "things; train the teacher on the same data and graph"
+            )
+    longest, rows = parts.config.data.buckets[-1], teacher.config.encoder.max_length
+    if longest > rows:
+        raise KeftError(
+            f"{where}: reads {rows} tokens at most (its encoder.max_length) and data.buckets has "
+            f"{longest}; shorten the bucket"
+        )
+    return teacher, params
+
+
+def refuse_not_finite(state: State) -> None:
+    finite = jax.tree.reduce(
+        jnp.logical_and,
+        jax.tree.map(lambda x: jnp.isfinite(x).all(), state.params),
+        jnp.array(True),
+    )
+    if not finite:
+        raise NotFiniteError(
+            f"step {int(state.step)}: the parameters are not numbers any more after it; lower "
+            "optim.learning_rate. The last good checkpoint is kept"
+        )
+
+
+def split_names(paths: tuple[str, ...]) -> dict[str, str]:
+    """name -> path; a split is called after its file. Raises KeftError for two of one name."""
+    out: dict[str, str] = {}
+    for path in paths:
+        name = Path(path).name.partition(".")[0]
+        if name in out:
+            raise KeftError(f"data.test: {out[name]} and {path} have one name; rename one")
+        out[name] = path
+    return out
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    out = {}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out[name] = importlib.metadata.version(name)
+    return out
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and control-C ask to stop after the step; a second control-C is not caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread can take signals
+        return
+    asked = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
