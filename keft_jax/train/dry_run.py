@@ -98,7 +98,7 @@ def describe(parts: Parts, example: Any, batch: Batch, place: int) -> str:
     ids = batch.tokens[place, : batch.length[place]]
     entity = batch.graph.nodes["entity"][place]
     names, relations = knowledge.kg.names, knowledge.vocabulary.relations
-    lines = [f"  {example.where}  {' '.join(map(tokenizer.id_to_token, ids.tolist()))}"]
+    lines = [f"  {example.where}  {' '.join(str(tokenizer.id_to_token(int(i))) for i in ids)}"]
     answers = [*example.answers[:FACTS], *["..."][: len(example.answers) > FACTS]]
     right = example.label if example.label is not None else " | ".join(answers)
     lines.append(f"    right: {right}")

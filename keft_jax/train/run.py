@@ -242,13 +242,13 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
     return teacher, params
 
 
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
 def refuse_not_finite(state: State) -> None:
-    finite = jax.tree.reduce(
-        jnp.logical_and,
-        jax.tree.map(lambda x: jnp.isfinite(x).all(), state.params),
-        jnp.array(True),
-    )
-    if not finite:
+    if not _all_finite(state.params):
         raise NotFiniteError(
             f"step {int(state.step)}: the parameters are not numbers any more after it; lower "
             "optim.learning_rate. The last good checkpoint is kept"
