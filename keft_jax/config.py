@@ -80,6 +80,8 @@ class DataConfig:
     """Field with the kind of question: for majorities and slices, never shown to the model."""
     cluster: str = "cluster"
     """Field whose values group dependent examples; intervals are drawn over groups."""
+    slices: tuple[str, ...] = ()
+    """Fields whose values name parts of the test splits that the gain table reports apart."""
     draw: int = 0
     """Training examples drawn for each seed. 0: all."""
     buckets: tuple[int, ...] = (64,)
@@ -287,7 +289,8 @@ class OptimConfig:
     """On matrices; biases, norms and gates are left alone."""
     b1: float = 0.9
     b2: float = 0.999
-    eps: float = 1e-8
+    eps: float = 1e-6
+    """BERT's. A smaller one lets rounding move parameters that hardly have a gradient."""
     clip: float = 1.0
     """Largest global norm of the gradient. 0: no clipping."""
     groups: tuple[GroupConfig, ...] = ()

@@ -133,3 +133,15 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
         return x
     parts = spec(names, ACTIVATIONS, "activation")
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, parts))
+
+
+def gather(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """A parameter where it is used: whole along fsdp, still cut along tensor. Without this the
+    partitioner may cut the activations of small layers along fsdp instead, and at last replicate.
+    Tables of entities stay cut by rows: only rows of them are used."""
+    mesh = _active.get()
+    if mesh is None or mesh.size == 1 or "entity" in names:
+        return x
+    parts = spec(names, PARAMETERS, "parameter")
+    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in parts))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, whole))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+
 from keft_jax.config import FusionConfig, GraphConfig, TaskConfig
 from keft_jax.models.fusion import FUSIONS
 

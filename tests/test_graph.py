@@ -6,6 +6,7 @@ import jraph
 import numpy as np
 import pytest
 import toy
+
 from keft_jax.config import GraphConfig
 from keft_jax.models.functional import Model
 from keft_jax.models.graph import Edges, GraphLayer

@@ -17,9 +17,16 @@ from keft_jax.config import (
     TaskConfig,
 )
 from keft_jax.data.batch import AnswerTarget, Batch, LabelTarget, Mentions
+from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.heads import Names
+from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.tasks.kgqa import KGQA
+from keft_jax.train.objective import Objective, make_terms
+from keft_jax.train.optim import make_optimizer
+from keft_jax.train.state import make_state, state_shardings
+from keft_jax.train.step import compile_train_step, make_train_step
 
 ENTITIES, RELATIONS, VOCAB, LABELS = 256, 5, 256, 8
 SIZES = Sizes(vocab=VOCAB, rows=ENTITIES, relations=RELATIONS, labels=LABELS)
@@ -31,7 +38,7 @@ def config(**sections) -> Config:
         task=TaskConfig(kind="kgqa"),
         knowledge=KnowledgeConfig(kg="toy"),
         encoder=EncoderConfig(layers=2, width=32, heads=8, mlp=64, max_length=64, dropout=0.0),
-        graph=GraphConfig(width=16, heads=4),
+        graph=GraphConfig(width=16, heads=8),
         fusion=FusionConfig(kind="mention_add", layers=(0,)),
         optim=OptimConfig(steps=20, batch=16, learning_rate=1e-4),
     )
@@ -45,13 +52,58 @@ def model(c: Config) -> Model:
 @functools.cache
 def params(c: Config):
     """Fresh parameters."""
-    return jax.jit(model(c).init)(jax.random.key(0))
+    return model(c).init(jax.random.key(0))
 
 
 def trained(c: Config, seed=1):
     """Parameters as after training: nothing is zero by design."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype("f"), model(c).abstract())
+
+
+@functools.cache
+def kg() -> KG:
+    return KG.from_triples([(f"e{i:03}", "next", f"e{i + 1:03}") for i in range(ENTITIES - 7)])
+
+
+class Training:
+    """A compiled step over the toy batch, on a mesh of its own."""
+
+    def __init__(self, c: Config, teacher: tuple[Model, object] | None = None):
+        self.mesh = make_mesh(c.mesh)
+        self.model = model(c)
+        self.tx = make_optimizer(c.optim, self.model.abstract())
+        terms = make_terms(c.objective, KGQA(kg(), 0.5), teacher[0] if teacher else None)
+        self.objective = Objective(self.model, terms)
+        self.shardings = state_shardings(self.model, self.tx, self.mesh)
+        step = make_train_step(self.objective, self.tx, c.optim.accumulate)
+        self.step = compile_train_step(step, self.shardings, self.mesh)
+        everywhere = replicated(self.mesh)
+        rate = np.float32(c.optim.learning_rate)
+        self.frozen = jax.device_put({"names": names(), "learning_rate": rate}, everywhere)
+        if teacher:
+            self.frozen["teacher"] = jax.device_put(teacher[1], everywhere)
+
+    def fresh(self):
+        init = lambda key: make_state(self.model, self.tx, key)  # noqa: E731
+        return jax.device_put(_state(init), self.shardings)
+
+    def put(self, b: Batch) -> Batch:
+        return jax.device_put(b, batch_sharding(self.mesh))
+
+    def run(self, steps: int):
+        """(state, losses, gradient norms) after so many steps, each with a batch of its own."""
+        state, losses, norms = self.fresh(), [], []
+        for i in range(steps):
+            state, metrics = self.step(state, self.frozen, self.put(batch(seed=i)))
+            losses.append(float(metrics["loss/total"][0]))
+            norms.append(float(metrics["grad_norm"][0]))
+        return jax.device_get(state), np.array(losses), np.array(norms)
+
+
+def _state(init):
+    """Drawn without jit, which compiles for longer than a toy model takes to draw."""
+    return init(jax.random.key(0))
 
 
 def names(seed=0) -> Names:
@@ -91,7 +143,7 @@ def graph(rng, b, n, e, empty=()) -> jraph.GraphsTuple:
         receivers=receivers,
         n_node=np.stack([n_node, n - n_node], 1),
         n_edge=np.stack([n_edge, e - n_edge], 1),
-        globals=np.zeros((b, 0), np.float32),
+        globals=None,
     )
 
 

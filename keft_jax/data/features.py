@@ -156,7 +156,7 @@ class Knowledge:
             receivers=np.ascontiguousarray(sub.receivers),
             n_node=np.stack([sub.n_node, n - sub.n_node], 1).astype(np.int32),
             n_edge=np.stack([sub.n_edge, sub.senders.shape[1] - sub.n_edge], 1).astype(np.int32),
-            globals=np.zeros((b, 0), np.float32),
+            globals=None,
         )
 
 

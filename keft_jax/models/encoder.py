@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import EncoderConfig
-from keft_jax.models.functional import normal, param
+from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu
 from keft_jax.sharding import shard
 
@@ -27,8 +27,8 @@ class Embeddings(nnx.Module):
         self.rate, self.dtype = config.dropout, jnp.dtype(config.dtype)
 
     def __call__(self, tokens_bl: jax.Array, types_bl: jax.Array, key: jax.Array | None):
-        x = self.word[...][tokens_bl] + self.position[...][: tokens_bl.shape[1]]
-        first, second = self.type[...]  # a choice of two: no scatter in its gradient
+        x = use(self.word)[tokens_bl] + use(self.position)[: tokens_bl.shape[1]]
+        first, second = use(self.type)  # a choice of two: no scatter in its gradient
         x = x + jnp.where(types_bl[..., None] == 1, second, first)
         return dropout(self.norm(x).astype(self.dtype), self.rate, key)
 

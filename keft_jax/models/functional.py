@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from keft_jax.sharding import parameter_sharding
+from keft_jax.sharding import gather, parameter_sharding
 
 Tree = dict[str, Any]
 Initializer = Callable[..., jax.Array]
@@ -33,6 +33,11 @@ def param(shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -
         raise ValueError(f"shape {tuple(shape)} and axes {tuple(axes)} differ in length")
     struct = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
     return nnx.Param(struct, axes=tuple(axes), initializer=init)
+
+
+def use(parameter: Any) -> jax.Array:
+    """A parameter's value at the place of its use: gathered over fsdp."""
+    return gather(parameter[...], parameter.get_metadata()["axes"])
 
 
 def _join(path: Sequence[Any]) -> str:

@@ -17,7 +17,7 @@ from flax import nnx
 from keft_jax.config import Config, EncoderConfig, GraphConfig
 from keft_jax.data.batch import Batch, Mentions, node_mask, token_mask
 from keft_jax.models.encoder import Encoder
-from keft_jax.models.functional import param, zeros
+from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.heads import HEADS
 from keft_jax.models.layers import LayerNorm, Linear, fold, glorot
@@ -59,8 +59,8 @@ class NodeInput(nnx.Module):
         # No gradient into the word table from here: it would be a scatter for every node's piece.
         states = jnp.where(real, jax.lax.stop_gradient(word_vd)[pieces], 0)
         name = states.sum(2) / jnp.maximum(real.sum(2), 1) / 0.02  # unit scale at BERT's init
-        x = self.name(name) + self.rows[...][graph.nodes["row"]]
-        return self.norm(x + graph.nodes["mention"][..., None] * self.mention[...])
+        x = self.name(name) + use(self.rows)[graph.nodes["row"]]
+        return self.norm(x + graph.nodes["mention"][..., None] * use(self.mention))
 
 
 class MentionAdd(nnx.Module):
@@ -109,7 +109,7 @@ class CrossAttention(nnx.Module):
         logits = jnp.einsum("blhk,bnhk->bhln", q * self.scale, k).astype(jnp.float32)
         gate = jnp.where(node_mask(batch.graph), gate_bn, 0)[:, None, None, :]
         logits = jnp.where(gate > 0, logits + jnp.log(jnp.maximum(gate, 1e-30)), -jnp.inf)
-        nothing = self.nothing[...][None, :, None, None]
+        nothing = use(self.nothing)[None, :, None, None]
         nothing = jnp.broadcast_to(nothing, (*logits.shape[:3], 1))
         weights = jax.nn.softmax(jnp.concatenate([nothing, logits], -1), -1)[..., 1:]
         y = jnp.einsum("bhln,bnhk->blhk", weights.astype(v.dtype), v)
@@ -162,7 +162,7 @@ class FusedModel(nnx.Module):
         mask = token_mask(batch)
         x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000))
         x_bld = shard(x_bld, "batch", "length", "embed")
-        word = self.encoder.embed.word[...]
+        word = use(self.encoder.embed.word)
         edges = nodes_bnw = None
         edge_gates: list[jax.Array] = []
         if self.fused:

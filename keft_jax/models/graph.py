@@ -24,7 +24,7 @@ from flax import nnx
 
 from keft_jax.config import GraphConfig
 from keft_jax.data.batch import edge_mask, node_mask
-from keft_jax.models.functional import normal, param
+from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import LayerNorm, Linear, gelu, glorot, look_up
 
 DENSE_LIMIT = 200  # nodes; beyond it, and on a CPU, one-hot matmuls cost more than segment sums
@@ -133,14 +133,14 @@ class GraphLayer(nnx.Module):
         message = edges.at_senders(value_bnhk)
         if self.kind == "rgat":
             shape = (*message.shape[:2], *message.shape[2:])
-            relation = look_up(self.relation_value[...], edges.relation_be).reshape(shape)
+            relation = look_up(use(self.relation_value), edges.relation_be).reshape(shape)
             message = message + relation.astype(message.dtype)
         message = message * coefficient_beh[..., None].astype(message.dtype)
         y = edges.sum_at_receivers(message)
         if self.kind == "rgcn":
-            return y.sum(2) + self.own(x_bnw) + self.bias[...].astype(y.dtype)
+            return y.sum(2) + self.own(x_bnw) + use(self.bias).astype(y.dtype)
         y = y + value_bnhk * own_bnh[..., None].astype(y.dtype)
-        return y.reshape(x_bnw.shape) + self.bias[...].astype(y.dtype)
+        return y.reshape(x_bnw.shape) + use(self.bias).astype(y.dtype)
 
     def _coefficients(
         self, value_bnhk: jax.Array, edges: Edges, gate_be1: jax.Array
@@ -149,16 +149,16 @@ class GraphLayer(nnx.Module):
             coefficient, own = gcn_coefficients(edges)
             return coefficient * gate_be1, own
         if self.kind == "rgcn":
-            basis = look_up(self.relation_basis[...], edges.relation_be)
+            basis = look_up(use(self.relation_basis), edges.relation_be)
             _, in_degree = edges.degrees()
             scale = edges.at_receivers(1 / in_degree[..., None])
             return basis * scale * gate_be1, jnp.zeros(())
         value32 = value_bnhk.astype(jnp.float32)
-        sent = jnp.einsum("bnhk,hk->bnh", value32, self.sent[...])
-        received = jnp.einsum("bnhk,hk->bnh", value32, self.received[...])
+        sent = jnp.einsum("bnhk,hk->bnh", value32, use(self.sent))
+        received = jnp.einsum("bnhk,hk->bnh", value32, use(self.received))
         logit = edges.at_senders(sent) + edges.at_receivers(received)
         if self.kind == "rgat":
-            logit = logit + look_up(self.relation_logit[...], edges.relation_be)
+            logit = logit + look_up(use(self.relation_logit), edges.relation_be)
         leaky: Callable = lambda x: jax.nn.leaky_relu(x, 0.2)  # noqa: E731
         return attention_coefficients(leaky(logit), leaky(sent + received), gate_be1, edges)
 
@@ -181,7 +181,7 @@ class EdgeGate(nnx.Module):
         """Edge gates f32[b, e]."""
         query_bw = self.query(query_bd.astype(jnp.float32))
         sender_bn = jnp.einsum("bw,bnw->bn", query_bw, self.sender(x_bnw.astype(jnp.float32)))
-        scores = query_bw @ self.relation[...].T + self.relation_bias[...][:, 0]
+        scores = query_bw @ use(self.relation).T + use(self.relation_bias)[:, 0]
         return jax.nn.sigmoid(_pick(scores, edges) + self.scale * edges.at_senders(sender_bn))
 
 
@@ -208,7 +208,7 @@ class NodeGate(nnx.Module):
         """f32[b, n]."""
         query_bw = self.query(query_bd.astype(jnp.float32))
         score = jnp.einsum("bw,bnw->bn", query_bw, x_bnw.astype(jnp.float32))
-        return jax.nn.sigmoid(self.scale * score + self.bias[...])
+        return jax.nn.sigmoid(self.scale * score + use(self.bias))
 
 
 class GraphBlock(nnx.Module):

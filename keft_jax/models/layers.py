@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from keft_jax.models.functional import Initializer, normal, ones, param, zeros
+from keft_jax.models.functional import Initializer, normal, ones, param, use, zeros
 
 
 class Linear(nnx.Module):
@@ -31,8 +31,8 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), 1)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = jnp.tensordot(x.astype(self.dtype), use(self.kernel).astype(self.dtype), 1)
+        return y if self.bias is None else y + use(self.bias).astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -47,8 +47,8 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         mean = x32.mean(-1, keepdims=True)
         variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
-        y = (x32 - mean) * (jax.lax.rsqrt(variance + self.eps) * self.scale[...])
-        return (y + self.bias[...]).astype(x.dtype)
+        y = (x32 - mean) * (jax.lax.rsqrt(variance + self.eps) * use(self.scale))
+        return (y + use(self.bias)).astype(x.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:

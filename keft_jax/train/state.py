@@ -39,13 +39,18 @@ def make_state(model: Model, tx: optax.GradientTransformation, key: jax.Array) -
 def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Moments lie where their parameters lie; everything else on every device."""
     params = model.shardings(mesh)
+
+    def is_frozen(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)  # a frozen parameter has no moments
+
     abstract = jax.eval_shape(tx.init, model.abstract())
-    opt_state = optax.tree_utils.tree_map_params(
+    opt_state = optax.tree.map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if is_frozen(leaf) else sharding,
         abstract,
         params,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=is_frozen,
     )
     rest = replicated(mesh)
     return State(step=rest, params=params, opt_state=opt_state, key=rest)

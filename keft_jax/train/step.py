@@ -31,7 +31,7 @@ def make_train_step(
 
         # Part i takes every accumulate-th example, so that each part lies on every device.
         def cut(x: jax.Array) -> jax.Array:
-            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
         def add(total: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, part = item
@@ -53,7 +53,7 @@ def make_train_step(
         grads, metrics = gradients(state.params, frozen, batch, totals, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
-        metrics["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
