@@ -4,6 +4,7 @@ python train.py --config configs/quickstart.py [--optim.learning_rate=1e-3 ...] 
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from keft_jax.cli_config import Parser, config_stem, parse, run_main
@@ -14,7 +15,7 @@ directory. The same command again goes on where a run stopped, and prints the re
 one. Compiled programs are kept between runs where JAX_COMPILATION_CACHE_DIR names a folder."""
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = Parser("train.py", DESCRIPTION)
     parser.add_argument(
         "--workdir", metavar="DIR", help="the run's directory (default: runs/CONFIG-HASH)"
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="show sizes, costs and a batch; write no run"
     )
-    config, own = parse(parser, sys.argv[1:])
+    config, own = parse(parser, argv)
     if own.dry_run:
         from keft_jax.train.dry_run import dry_run
 
@@ -36,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(lambda: main(sys.argv[1:])))

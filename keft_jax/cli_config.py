@@ -4,8 +4,10 @@ dotted path. Errors are one line on stderr, never a traceback."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import re
 import sys
@@ -196,12 +198,15 @@ def _describe_fields(default: Config) -> str:
 
     # Sections in a list have no option of their own.
     default = dataclasses.replace(default, optim=dataclasses.replace(default.optim, groups=()))
-    parser = tyro.extras.get_parser(
-        Config,
-        default=default,
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-        add_help=False,
-    )
-    text = parser.format_help()
-    return f"every field of the config is an option:\n\n{text[text.find('╭') :]}"
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        tyro.cli(
+            Config,
+            description="",
+            args=["--help"],
+            default=default,
+            config=(tyro.conf.FlagConversionOff,),
+            use_underscores=True,
+        )
+    text = out.getvalue().partition("[OPTIONS]")[2].lstrip("\n")
+    return f"every field of the config is an option:\n\n{text}"

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -218,14 +219,12 @@ def test_another_dtype_or_shape_is_refused_by_name(tmp_path):
             restore(tmp_path, abstract(like))
     fewer = make_state(0)
     fewer = dataclasses.replace(fewer, params={"head": fewer.params["head"]})
-    with pytest.raises(KeftError, match="params/encoder/kernel is .* and absent in the config"):
+    with pytest.raises(KeftError, match=r"params/encoder/kernel is .* and absent in the config"):
         restore(tmp_path, abstract(fewer))
     assert (tmp_path / "1.json").exists()
 
 
 def test_poll_certifies_without_waiting(tmp_path):
-    import time
-
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), Progress())
     until = time.monotonic() + 20

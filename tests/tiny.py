@@ -1,5 +1,6 @@
 """A graph of 30 entities and 60 questions about it, and a model that learns it in seconds."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write_files(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     home = {person: TOWNS[i % 10] for i, person in enumerate(PEOPLE)}
     facts = [f"{p}\tlives_in\t{t}" for p, t in home.items()]
-    facts += [f"{a}\tnear\t{b}" for a, b in zip(TOWNS, TOWNS[1:], strict=False)]
+    facts += [f"{a}\tnear\t{b}" for a, b in itertools.pairwise(TOWNS)]
     (folder / "kg.tsv").write_text("\n".join(facts) + "\n")
     texts = ("where does {} live ?", "what is the home of {} ?", "in which town is {} ?")
     rows = [
@@ -50,7 +51,7 @@ def write_files(folder: Path) -> None:
 
 
 def config(folder: Path, **sections) -> Config:
-    """Each keyword replaces a section."""
+    """Each keyword replaces a section. Another number of steps is another compiled program."""
     base = {
         "name": "tiny",
         "task": TaskConfig(kind="kgqa"),
@@ -67,10 +68,10 @@ def config(folder: Path, **sections) -> Config:
         "encoder": EncoderConfig(layers=1, width=16, heads=2, mlp=32, max_length=16),
         "graph": GraphConfig(kind="gcn", layers=1, width=8, heads=2),
         "fusion": FusionConfig(layers=(0,)),
-        "optim": OptimConfig(steps=12, batch=8, learning_rate=1e-2),
+        "optim": OptimConfig(steps=24, batch=8, learning_rate=1e-2),
         "mesh": MeshConfig(data=1),
-        "eval": EvalConfig(every=4, batch=8),
-        "checkpoint": CheckpointConfig(every=3),
+        "eval": EvalConfig(every=8, batch=8),
+        "checkpoint": CheckpointConfig(every=6),
     }
     return Config(**(base | sections))
 

@@ -10,11 +10,10 @@ import rich.console
 
 from keft_jax.config import Config, to_json
 from keft_jax.data.batch import Batch
-from keft_jax.data.plan import BatchPlan
 from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.console import introduce
 from keft_jax.train.coverage import cover
-from keft_jax.train.loop import Trainer
+from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
 from keft_jax.train.run import load_teacher, ready
 
@@ -31,14 +30,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     train = ready(parts, examples)
     select = ready(parts, parts.read(config.data.select)) if config.data.select else None
     trainer = Trainer(parts, teacher)
-    plan = BatchPlan(
-        train.lengths,
-        config.optim.batch,
-        config.data.buckets,
-        config.seed,
-        config.data.draw or None,
-    )
-    length, indices = plan.batch(0)
+    length, indices = make_plan(config, train, config.seed).batch(0)
     batch = train.batch(length, indices)
     console.print(to_json(config), markup=False)
     introduce(console, trainer, cover(train, parts), select, "(dry run: nothing is written)")

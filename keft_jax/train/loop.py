@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from keft_jax.config import KeftError
+from keft_jax.config import Config, KeftError
 from keft_jax.data.batch import Batch
 from keft_jax.data.features import Dataset
 from keft_jax.data.plan import BatchPlan, eval_batches
@@ -150,9 +150,7 @@ def fit(
     config = trainer.parts.config
     hooks, progress = hooks or Hooks(), progress or Progress()
     state = trainer.fresh(seed) if state is None else state
-    plan = BatchPlan(
-        train.lengths, config.optim.batch, config.data.buckets, seed, config.data.draw or None
-    )
+    plan = make_plan(config, train, seed)
     frozen = trainer.frozen(learning_rate)
     metric = config.eval.metric or trainer.parts.task.metrics[0]
     waiting: tuple[int, np.ndarray, Any] | None = None
@@ -222,6 +220,12 @@ def fit(
     if select is None:
         best_params = state.params
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
+
+
+def make_plan(config: Config, train: Dataset, seed: int) -> BatchPlan:
+    return BatchPlan(
+        train.lengths, config.optim.batch, config.data.buckets, seed, config.data.draw or None
+    )
 
 
 def pick(scores: Mapping[str, float], metric: str) -> float:

@@ -18,12 +18,14 @@ import json
 import os
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 from jax.sharding import Mesh
 
@@ -34,7 +36,7 @@ from keft_jax.sharding import make_mesh
 from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
 from keft_jax.train.console import Display, introduce, print_summary
 from keft_jax.train.coverage import cover, fingerprint
-from keft_jax.train.loop import Fit, Hooks, NotFiniteError, Scalars, Trainer, fit
+from keft_jax.train.loop import Fit, Hooks, NotFiniteError, Scalars, Trainer, fit, make_plan, pick
 from keft_jax.train.metrics import MetricsFile, TensorBoard
 from keft_jax.train.parts import (
     Parts,
@@ -72,6 +74,10 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     tests = split_names(config.data.test)
     for path in tests.values():
         parts.task.targets(parts.read(path))
+    make_plan(config, train_set, config.seed)
+    zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
+    metric = config.eval.metric or parts.task.metrics[0]
+    pick(parts.task.summarise(zeros), metric)  # the names are known without an evaluation
     trainer = Trainer(parts, teacher)
     inputs = {
         "data.train": fingerprint(examples),
@@ -107,7 +113,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             covers[name] = cover(dataset, parts)
         summary = {
             "task": config.task.kind,
-            "metric": config.eval.metric or parts.task.metrics[0],
+            "metric": metric,
             "row": config.knowledge.row,
             "seed": config.seed,
             "scores": scores,
