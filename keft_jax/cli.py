@@ -1,0 +1,195 @@
+"""The `keft` command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from keft_jax.config import KeftError
+from keft_jax.options import ConfigOptions, config_stem, parse, run_main, take_config
+
+
+@dataclass(frozen=True)
+class Build:
+    """Builds a graph from files of triples: head, relation, tail in TSV or CSV, .gz too."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files of triples."""
+    out: str
+    """Folder to write; a graph that stands there is replaced when the new one is complete."""
+    aliases: str = ""
+    """Two-column TSV: entity, other name."""
+    descriptions: str = ""
+    """Two-column TSV: entity, description."""
+    strict: bool = False
+    """Stop at the first malformed line instead of counting it."""
+
+
+def kg_build(argv: Sequence[str]) -> int:
+    from keft_jax.kg import build_kg
+
+    own = parse(Build, argv, prog="keft kg build")
+    kg, report = build_kg(
+        list(own.sources),
+        aliases=own.aliases or None,
+        descriptions=own.descriptions or None,
+        strict=own.strict,
+    )
+    kg.save(own.out)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(
+        f"{own.out}: {kg.n_triples:,} triples, {kg.n_entities:,} entities, {kg.n_relations:,} "
+        f"relations ({report.duplicates:,} duplicate and {report.malformed_lines:,} malformed "
+        f"lines left out)"
+    )
+    for file, line, reason in report.malformed:
+        console.print(f"  {file}:{line}: {reason}", markup=False)
+    if report.malformed_lines > len(report.malformed):
+        console.print(f"  ... and {report.malformed_lines - len(report.malformed):,} more")
+    return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Says what a graph holds: counts, degrees, the most frequent relations."""
+
+    kg: Annotated[str, tyro.conf.Positional]
+    """A folder from `keft kg build`."""
+    json: bool = False
+    """One JSON object instead of a table."""
+    verify: bool = False
+    """Check every file against its checksum first."""
+
+
+def kg_info(argv: Sequence[str]) -> int:
+    from keft_jax.kg import KG, describe
+
+    own = parse(Info, argv, prog="keft kg info")
+    facts = describe(KG.load(own.kg, verify=own.verify))
+    if own.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            text = "  ".join(f"{k}: {v:,}" for k, v in value.items())
+        else:
+            text = f"{value:,.2f}" if isinstance(value, float) else str(value)
+            text = f"{value:,}" if isinstance(value, int) else text
+        table.add_row(name.replace("_", " "), text)
+    Console(highlight=False).print(table)
+    return 0
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Measures what the knowledge was worth: the same model with none, dictionary-only, shuffled,
+    random and true knowledge, over several seeds. The same command again resumes."""
+
+    config: ConfigOptions
+    workdir: str = ""
+    """The table's directory (default: runs/CONFIG-gain-HASH)."""
+
+
+def gain(argv: Sequence[str]) -> int:
+    spec, config, rest = take_config(argv)
+    own = parse(Gain, rest, prog="keft gain", default=Gain(config))
+    from keft_jax.gain.cells import table_hash
+    from keft_jax.gain.run import run_gain
+
+    short = table_hash(dataclasses.asdict(own.config))[:8]
+    run_gain(own.config, Path(own.workdir or f"runs/{config_stem(spec)}-gain-{short}"))
+    return 0
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Joins the cells of several gain tables (other seeds or rows, all else equal)."""
+
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Directories of gain tables."""
+    out: str
+    """Directory for the joint summary.json, report.html and gain.png."""
+
+
+def gain_merge(argv: Sequence[str]) -> int:
+    own = parse(Merge, argv, prog="keft gain-merge")
+    from keft_jax.gain.run import merge_tables
+
+    merge_tables([Path(t) for t in own.tables], Path(own.out))
+    return 0
+
+
+@dataclass(frozen=True)
+class OnData:
+    """Asks a trained run."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's directory."""
+    data: str
+    """A file with the fields of the run's data config; - for standard input."""
+    kg: str = ""
+    """Another graph, or another version of the run's own: a folder from `keft kg build`."""
+
+
+def _load(own: OnData) -> tuple[Any, Any]:
+    import keft_jax
+
+    return keft_jax.load(own.run), keft_jax.KG.load(own.kg) if own.kg else None
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Metrics as JSON, the last line of stdout."""
+    own = parse(OnData, argv, prog="keft evaluate")
+    model, kg = _load(own)
+    print(json.dumps(model.evaluate(own.data, kg)))
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """A JSON line for each text."""
+    own = parse(OnData, argv, prog="keft predict")
+    model, kg = _load(own)
+    for record in model.predict(model.read(own.data), kg):
+        print(json.dumps(record, ensure_ascii=False))
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "kg build": (kg_build, "build a graph from files of triples"),
+    "kg info": (kg_info, "what a graph holds"),
+    "gain": (gain, "what the knowledge was worth: controls, seeds, one table"),
+    "gain-merge": (gain_merge, "one table from several"),
+    "evaluate": (evaluate, "a run's metrics on a labelled file, as JSON"),
+    "predict": (predict, "a run's answers, as JSON lines"),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    for length in (2, 1):
+        name = " ".join(argv[:length])
+        if name in COMMANDS:
+            return COMMANDS[name][0](argv[length:])
+    if not argv or argv[0] in ("--help", "-h"):
+        print("usage: keft COMMAND [OPTIONS]; keft COMMAND --help says more\n")
+        for name, (_, what) in COMMANDS.items():
+            print(f"  keft {name:<12} {what}")
+        return 0 if argv else 2
+    import difflib
+
+    near = difflib.get_close_matches(" ".join(argv[:2]), COMMANDS, 1, 0.4)
+    hint = f"did you mean keft {near[0]}?" if near else "see keft --help"
+    raise KeftError(f"keft {argv[0]}: no such command; {hint}")
+
+
+def main() -> None:
+    sys.exit(run_main(lambda: run(sys.argv[1:])))

@@ -1,0 +1,127 @@
+"""Command lines, by tyro: `--config FILE[:ARG]` gives the defaults, every field of the config is an
+option by its dotted path, and an error is one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from keft_jax.config import Config, KeftError, load_config_file
+
+T = TypeVar("T")
+
+ConfigOptions = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+"""A config as a field of a command: its options stand without a prefix, booleans take a value."""
+
+
+def parse(command: Callable[..., T], argv: Sequence[str], *, prog: str, default: Any = None) -> T:
+    """Calls `command` (a function or a dataclass) with the options of argv. Raises KeftError for an
+    unknown option or a value that does not fit; leaves with 0 after --help."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                command,
+                prog=prog,
+                args=[_underscored(a) for a in argv],
+                default=default,
+                use_underscores=True,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as leave:
+        if leave.code in (0, None):
+            raise
+        raise KeftError(_one_line(told.getvalue(), prog)) from None
+
+
+def take_config(argv: Sequence[str]) -> tuple[str, Config, list[str]]:
+    """(`--config`'s value, its config, the other options). Raises KeftError."""
+    rest, spec = [], ""
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            spec = next(words, "")
+        elif word.startswith("--config="):
+            spec = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if spec:
+        return spec, load_config(spec), rest
+    if {"--help", "-h"} & set(argv):
+        return "", load_config_default(), rest
+    raise KeftError("--config: missing; give one, for example --config configs/quickstart.py")
+
+
+def load_config_default() -> Config:
+    """What --help shows where no --config is given."""
+    from keft_jax.config import FusionConfig
+
+    return Config(fusion=FusionConfig(kind="none"))
+
+
+def load_config(spec: str) -> Config:
+    """The file's config; whatever goes wrong in it is told with its line."""
+    try:
+        config = load_config_file(spec)
+    except KeftError:
+        raise
+    except Exception as error:  # the file is the user's own code, and can raise anything
+        file = spec.partition(":")[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(Path(file))]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+        raise KeftError(f"{file}:{line}: {type(error).__name__}: {error}; correct it") from error
+    if not isinstance(config, Config):
+        raise KeftError(
+            f"--config {spec}: get_config gave a {type(config).__name__}; return a "
+            "keft_jax.config.Config"
+        )
+    return config
+
+
+def config_stem(spec: str) -> str:
+    """`configs/NAME.py[:ARG]` -> NAME, or NAME-ARG."""
+    path, _, arg = spec.partition(":")
+    return re.sub(r"[^\w.-]+", "-", Path(path).stem + (f"-{arg}" if arg else ""))
+
+
+def run_main(main: Callable[[], int]) -> int:
+    """Runs a command: a KeftError becomes one line on stderr and its exit code, and leaving by
+    control-C is no error message either."""
+    try:
+        return main()
+    except KeftError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _underscored(word: str) -> str:
+    """Hyphens in an option's name stand for underscores."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _one_line(told: str, prog: str) -> str:
+    """tyro's boxed message: its first paragraph, the nearest option, where the help is."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).replace("─", "-").strip() for line in told.splitlines()]
+    lines = [line for line in lines if line]
+    rules = [i for i, line in enumerate(lines) if i and set(line) == {"-"}]
+    message = " ".join(lines[1 : rules[0]] if rules else lines)
+    # "Error parsing config.optim: optim.steps = -1: ..." names the path and the remedy itself.
+    message = re.sub(r"^Error parsing \S+: (?=\S+ = )", "", message)
+    near = re.search(r"^\W*?(--[\w.]+)", told.partition("Perhaps you meant")[2], re.MULTILINE)
+    hint = f"; did you mean {near[1]}?" if near else ""
+    return f"{message.rstrip('.')}{hint} (see {prog} --help)"
