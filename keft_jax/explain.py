@@ -6,6 +6,7 @@ with the fact.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,11 +111,12 @@ def remove_edges(one: Batch, edges: list[int]) -> Batch:
 
     pad = int(graph.n_node[0, 0])
     n_edge = np.array([[len(keep), width - len(keep)]], graph.n_edge.dtype)
-    return one.replace(
+    return dataclasses.replace(
+        one,
         graph=graph._replace(
             senders=pack(graph.senders, pad),
             receivers=pack(graph.receivers, pad),
             edges={"relation": pack(graph.edges["relation"], 0)},
             n_edge=n_edge,
-        )
+        ),
     )

@@ -129,7 +129,7 @@ class Predictor:
 
     def read(self, path: str | os.PathLike[str]) -> list[Example]:
         """Texts to predict; labels need not be there."""
-        return read_examples(path, self._own.config.data)
+        return read_examples(str(path), self._own.config.data)
 
 
 def load(run: str | os.PathLike[str]) -> Predictor:

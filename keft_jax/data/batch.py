@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -75,6 +76,7 @@ def take(batch: Batch, indices: np.ndarray) -> Batch:
     if real.all():
         return out
     targets = {
-        name: target.replace(weight=target.weight * real) for name, target in out.targets.items()
+        name: dataclasses.replace(target, weight=target.weight * real)
+        for name, target in out.targets.items()
     }
-    return out.replace(targets=targets, example=np.where(real, out.example, -1))
+    return dataclasses.replace(out, targets=targets, example=np.where(real, out.example, -1))

@@ -6,6 +6,7 @@ row of the gain table, which changes these arrays and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -84,7 +85,7 @@ def make_names(kg: KG, tokenizer: tokenizers.Tokenizer, limit: int) -> tuple[Nam
     row is for padding nodes)."""
     encoded = [e.ids for e in tokenizer.encode_batch(list(kg.names), add_special_tokens=False)]
     unknown = tokenizer.token_to_id("[UNK]")
-    ids = [e[:limit] or [unknown] for e in encoded]
+    ids = [e[:limit] or [unknown or 0] for e in encoded]
     table = np.zeros((kg.n_entities + 1, limit), np.int32)
     count = np.zeros(round_up(kg.n_entities, 128), np.int32)
     count[: kg.n_entities] = [len(e) for e in ids]
@@ -177,7 +178,7 @@ class Dataset:
     def batch(self, length: int, indices: np.ndarray) -> Batch:
         """Examples by number (-1: padding), texts cut to `length` tokens."""
         out = take(self.table, indices)
-        return out.replace(tokens=out.tokens[:, :length], types=out.types[:, :length])
+        return dataclasses.replace(out, tokens=out.tokens[:, :length], types=out.types[:, :length])
 
 
 def make_dataset(
@@ -223,6 +224,6 @@ def make_dataset(
 def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dataset:
     """The same texts with the knowledge of another row of the gain table."""
     sub = knowledge.subgraphs(dataset.seeds, row, seed)
-    mentions = dataset.table.mentions.replace(node=sub.seed_node.astype(np.int32))
-    table = dataset.table.replace(graph=knowledge.graph(sub, row), mentions=mentions)
+    mentions = dataclasses.replace(dataset.table.mentions, node=sub.seed_node.astype(np.int32))
+    table = dataclasses.replace(dataset.table, graph=knowledge.graph(sub, row), mentions=mentions)
     return replace(dataset, table=table, cut=sub.cut)

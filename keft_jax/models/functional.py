@@ -40,8 +40,8 @@ def use(parameter: Any) -> jax.Array:
     return gather(parameter[...], parameter.get_metadata()["axes"])
 
 
-def _join(path: Sequence[Any]) -> str:
-    return "/".join(map(str, path))
+def _join(path: Sequence[str]) -> str:
+    return "/".join(path)
 
 
 class Model:
@@ -50,7 +50,8 @@ class Model:
     def __init__(self, module: nnx.Module):
         self._graphdef, state = nnx.split(module)
         self._flat = {
-            path: (v.get_value(), v.get_metadata()) for path, v in nnx.to_flat_state(state)
+            tuple(map(str, path)): (v.get_value(), v.get_metadata())
+            for path, v in nnx.to_flat_state(state)
         }
 
     def _tree(self, leaf: Callable[[str, Any, Any], Any]) -> Tree:

@@ -163,7 +163,8 @@ class FusedModel(nnx.Module):
         x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000))
         x_bld = shard(x_bld, "batch", "length", "embed")
         word = use(self.encoder.embed.word)
-        edges = nodes_bnw = None
+        edges: Any = None
+        nodes_bnw: Any = None
         edge_gates: list[jax.Array] = []
         if self.fused:
             edges = Edges(batch.graph, self.compute)

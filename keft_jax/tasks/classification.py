@@ -18,7 +18,7 @@ class Classification:
     """Cross-entropy; accuracy for each example, macro precision, recall and F1 for a split."""
 
     term = "label"
-    metrics = ("accuracy",)
+    metrics: tuple[str, ...] = ("accuracy",)
 
     def __init__(self, labels: Sequence[str]):
         self.choices: Sequence[str] = tuple(labels)

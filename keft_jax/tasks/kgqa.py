@@ -20,7 +20,7 @@ class KGQA:
     in the graph weigh 0 in training and count as wrong in evaluation."""
 
     term = "answer"
-    metrics = ("hits@1", "mrr", "precision", "recall", "set_f1")
+    metrics: tuple[str, ...] = ("hits@1", "mrr", "precision", "recall", "set_f1")
 
     def __init__(self, kg: KG, set_threshold: float, max_answers: int = 32):
         self.choices: Sequence[str] = kg.names

@@ -101,7 +101,7 @@ class Trainer:
     @property
     def compilations(self) -> int:
         """How many versions of the training step were compiled: one for each text length."""
-        return self.train_step._cache_size()
+        return self.train_step._cache_size()  # type: ignore[attr-defined]
 
 
 @dataclass

@@ -18,10 +18,10 @@ from keft_jax.sharding import replicated
 class State:
     """Donated to the step and saved in checkpoints. The data position is `step`."""
 
-    step: jax.Array  # i32[]
+    step: Any  # i32[]
     params: Any
     opt_state: Any
-    key: jax.Array  # u32[2]; never changes: randomness is folded from it and the step
+    key: Any  # u32[2]; never changes: randomness is folded from it and the step
 
 
 def make_state(model: Model, tx: optax.GradientTransformation, key: jax.Array) -> State:

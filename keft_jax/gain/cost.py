@@ -1,0 +1,43 @@
+"""What the knowledge costs: step time with the graph network over step time without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from keft_jax.config import FusionConfig
+from keft_jax.data.features import Dataset
+from keft_jax.data.plan import BatchPlan
+from keft_jax.train.loop import Trainer
+from keft_jax.train.parts import assemble
+
+
+def measure_cost(trainer: Trainer, train: Dataset, steps: int = 20) -> float | None:
+    """Median of the ratios of alternating pairs of steps, so that a busy machine slows both. None
+    where the model has no graph network."""
+    parts, config = trainer.parts, trainer.parts.config
+    if config.fusion.kind == "none":
+        return None
+    groups = tuple(g for g in config.optim.groups if "encoder" in g.match)
+    plain = dataclasses.replace(
+        config,
+        fusion=FusionConfig(kind="none"),
+        optim=dataclasses.replace(config.optim, groups=groups),
+    )
+    text = assemble(plain, parts.knowledge.kg, parts.knowledge.vocabulary, parts.labels)
+    trainers = [trainer, Trainer(text)]
+    plan = BatchPlan(train.lengths, config.optim.batch, config.data.buckets, 0)
+    states, times = [t.fresh(0) for t in trainers], np.zeros((steps + 2, 2))
+    batches = [t.put(train.batch(*plan.batch(0))) for t in trainers]
+    frozen = [t.frozen() for t in trainers]
+    for pair in times:
+        for i, t in enumerate(trainers):
+            begin = time.perf_counter()
+            states[i], metrics = t.train_step(states[i], frozen[i], batches[i])
+            jax.block_until_ready((states[i], metrics))
+            pair[i] = time.perf_counter() - begin
+    with_graph, without = times[2:].T  # the first ones compile
+    return float(np.median(with_graph / without))

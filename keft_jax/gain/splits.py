@@ -1,0 +1,121 @@
+"""What is known of a split beside the scores: clusters, slices, what the leak audit looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keft_jax.data.features import Dataset, with_row
+from keft_jax.data.source import Example
+from keft_jax.gain.audit import Audited, audit
+from keft_jax.gain.cells import Split
+from keft_jax.gain.rows import JUDGED
+from keft_jax.kg.subgraph import Subgraphs
+from keft_jax.train.parts import Parts
+
+MAX_VALUES = 8  # of a field in data.slices
+
+
+def text_of(example: Example) -> str:
+    return f"{example.text} {example.pair}".strip()
+
+
+def gold_of(example: Example) -> tuple[str, ...]:
+    return example.answers or ((example.label,) if example.label is not None else ())
+
+
+def given(dataset: Dataset, parts: Parts) -> Dataset:
+    """A split with the knowledge itself."""
+    return with_row(dataset, parts.knowledge, JUDGED, 0)
+
+
+def make_split(name: str, dataset: Dataset, parts: Parts) -> Split:
+    """Slices: covered by the graph or not, frequent or rare entities (by degree), edges between a
+    mention and its nearest answer, and the values of the fields in `data.slices`."""
+    examples = dataset.examples
+    covered = dataset.seeds[:, 0] >= 0
+    degree = np.append(parts.knowledge.kg.degrees, 0)[dataset.seeds].max(1)
+    frequent = covered & (degree > np.median(degree[covered])) if covered.any() else covered
+    masks = {"covered": covered, "uncovered": ~covered}
+    masks |= {"frequent entity": frequent, "rare entity": covered & ~frequent}
+    if parts.config.task.kind == "kgqa":
+        far = hops_to_answer(_subgraphs(dataset, parts), _answers(dataset, parts))
+        for k in range(1, parts.config.knowledge.hops + 1):
+            masks[f"{k} hop{'s' if k > 1 else ''}"] = far == k
+    for i, field in enumerate(parts.config.data.slices):
+        values = np.array([e.slices[i] for e in examples])
+        masks |= {f"{field}={value}": values == value for value in np.unique(values)[:MAX_VALUES]}
+    return Split(
+        name,
+        cluster=np.array([e.cluster or str(e.id) for e in examples]),
+        pattern=np.array([e.pattern for e in examples]),
+        slices={k: mask for k, mask in masks.items() if 0 < mask.sum() < len(mask)},
+    )
+
+
+def audit_splits(
+    parts: Parts, train: Dataset, tests: Mapping[str, Dataset], selected_on: str
+) -> dict[str, Any]:
+    """The leak audit. The vocabulary comes from training text alone and the linker from the graph
+    alone, by construction."""
+
+    def look(name: str, dataset: Dataset) -> Audited:
+        sub = _subgraphs(dataset, parts)
+        nodes = [row[:n].tolist() for row, n in zip(sub.entity, sub.n_node, strict=True)]
+        names, kgqa = parts.knowledge.kg.names, parts.config.task.kind == "kgqa"
+        inside = None
+        if kgqa:
+            pairs = zip(nodes, _answers(dataset, parts), strict=True)
+            inside = np.array([not answers.isdisjoint(there) for there, answers in pairs])
+        return Audited(
+            name=name,
+            texts=[text_of(e) for e in dataset.examples],
+            topics=[row[row >= 0].tolist() for row in dataset.seeds],
+            labels=[e.pattern if kgqa else e.label or "" for e in dataset.examples],
+            covered=dataset.seeds[:, 0] >= 0,
+            node_texts=None if kgqa else [" ".join(names[i] for i in row) for row in nodes],
+            answer_in_graph=inside,
+        )
+
+    return audit(
+        look("train", train),
+        [look(name, dataset) for name, dataset in tests.items()],
+        task=parts.config.task.kind,
+        selected_on=[selected_on],
+        vocab_from_test=False,
+        linker_from_test=False,
+    )
+
+
+def _subgraphs(dataset: Dataset, parts: Parts) -> Subgraphs:
+    return parts.knowledge.subgraphs(dataset.seeds, JUDGED, 0)
+
+
+def _answers(dataset: Dataset, parts: Parts) -> list[set[int]]:
+    """The right answers that are in the graph."""
+    kg = parts.knowledge.kg
+    found = [{kg.find(name) for name in e.answers} for e in dataset.examples]
+    return [{i for i in ids if i is not None} for ids in found]
+
+
+def hops_to_answer(sub: Subgraphs, answers: Sequence[set[int]]) -> np.ndarray:
+    """i32[b]: edges between a mention and its nearest right answer; -1: not in the subgraph."""
+    b, n = sub.entity.shape
+    far = np.full((b, n), n, np.int32)
+    rows, slots = np.nonzero(sub.seed_node >= 0)
+    far[rows, sub.seed_node[rows, slots]] = 0
+    row, edge = np.nonzero(np.arange(sub.senders.shape[1]) < sub.n_edge[:, None])
+    sender, receiver = sub.senders[row, edge], sub.receivers[row, edge]
+    before = None
+    while before is None or (far != before).any():
+        before = far.copy()
+        np.minimum.at(far, (row, receiver), before[row, sender] + 1)
+    out = np.full(b, -1, np.int32)
+    for i, ids in enumerate(answers):
+        at = np.isin(sub.entity[i, : sub.n_node[i]], list(ids))
+        if at.any():
+            nearest = far[i, : sub.n_node[i]][at].min()
+            out[i] = nearest if nearest < n else -1
+    return out
