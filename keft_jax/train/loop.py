@@ -101,7 +101,8 @@ class Trainer:
     @property
     def compilations(self) -> int:
         """How many versions of the training step were compiled: one for each text length."""
-        return self.train_step._cache_size()  # type: ignore[attr-defined]
+        step: Any = self.train_step
+        return step._cache_size()  # type: ignore[attr-defined]
 
 
 @dataclass

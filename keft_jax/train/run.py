@@ -98,9 +98,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         if result.interrupted:
             step = int(result.state.step)
             console.print(
-                f"stopped at step {step} of {config.optim.steps}, everything is saved in {folder}; "
-                f"the same command goes on from there (if it names --workdir {folder}, or none "
-                "and the same config)",
+                f"stopped at step {step} of {config.optim.steps}, everything is saved; the same "
+                f"command with --workdir {folder} goes on from there",
                 highlight=False,
                 soft_wrap=True,
             )
