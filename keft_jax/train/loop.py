@@ -102,7 +102,7 @@ class Trainer:
     def compilations(self) -> int:
         """How many versions of the training step were compiled: one for each text length."""
         step: Any = self.train_step
-        return step._cache_size()  # type: ignore[attr-defined]
+        return step._cache_size()
 
 
 @dataclass
