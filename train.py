@@ -5,34 +5,38 @@ python train.py --config configs/quickstart.py [--optim.learning_rate=1e-3 ...] 
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from keft_jax.cli_config import Parser, config_stem, parse, run_main
+from keft_jax.options import ConfigOptions, config_stem, parse, run_main, take_config
 
-DESCRIPTION = """\
-Trains the model of a config, evaluates the best parameters on the test splits, and writes the run's
-directory. The same command again goes on where a run stopped, and prints the results of a finished
-one. Compiled programs are kept between runs where JAX_COMPILATION_CACHE_DIR names a folder."""
+
+@dataclass(frozen=True)
+class Train:
+    """Trains the model of --config FILE[:ARG], evaluates the best parameters on the test splits,
+    and writes the run's directory. The same command again goes on where a run stopped, and prints
+    the results of a finished one. Compiled programs are kept between runs where
+    JAX_COMPILATION_CACHE_DIR names a folder."""
+
+    config: ConfigOptions
+    workdir: str = ""
+    """The run's directory (default: runs/CONFIG-HASH)."""
+    dry_run: bool = False
+    """Show sizes, costs and a batch; write nothing."""
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser("train.py", DESCRIPTION)
-    parser.add_argument(
-        "--workdir", metavar="DIR", help="the run's directory (default: runs/CONFIG-HASH)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show sizes, costs and a batch; write no run"
-    )
-    config, own = parse(parser, argv)
+    spec, config, rest = take_config(argv)
+    own = parse(Train, rest, prog="train.py", default=Train(config))
     if own.dry_run:
         from keft_jax.train.dry_run import dry_run
 
-        dry_run(config)
+        dry_run(own.config)
         return 0
     from keft_jax.train.run import train
     from keft_jax.train.workdir import default_workdir
 
-    train(config, Path(own.workdir or default_workdir(config, config_stem(own.config))))
+    train(own.config, Path(own.workdir or default_workdir(own.config, config_stem(spec))))
     return 0
 
 

@@ -4,17 +4,21 @@ option by its dotted path, and an error is one line on stderr, never a traceback
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from keft_jax.config import Config, KeftError, load_config_file
+from keft_jax.config import Config, FusionConfig, KeftError, load_config_file
 
 T = TypeVar("T")
 
@@ -42,6 +46,16 @@ def parse(command: Callable[..., T], argv: Sequence[str], *, prog: str, default:
         raise KeftError(_one_line(told.getvalue(), prog)) from None
 
 
+def override(config: Config, argv: Sequence[str]) -> Config:
+    """The config with these options set."""
+
+    @dataclass(frozen=True)
+    class Options:
+        config: ConfigOptions
+
+    return parse(Options, argv, prog="keft", default=Options(config)).config
+
+
 def take_config(argv: Sequence[str]) -> tuple[str, Config, list[str]]:
     """(`--config`'s value, its config, the other options). Raises KeftError."""
     rest, spec = [], ""
@@ -56,15 +70,8 @@ def take_config(argv: Sequence[str]) -> tuple[str, Config, list[str]]:
     if spec:
         return spec, load_config(spec), rest
     if {"--help", "-h"} & set(argv):
-        return "", load_config_default(), rest
+        return "", Config(fusion=FusionConfig(kind="none")), rest
     raise KeftError("--config: missing; give one, for example --config configs/quickstart.py")
-
-
-def load_config_default() -> Config:
-    """What --help shows where no --config is given."""
-    from keft_jax.config import FusionConfig
-
-    return Config(fusion=FusionConfig(kind="none"))
 
 
 def load_config(spec: str) -> Config:
@@ -119,9 +126,31 @@ def _one_line(told: str, prog: str) -> str:
     lines = [re.sub(r"[│╭╮╰╯]", "", line).replace("─", "-").strip() for line in told.splitlines()]
     lines = [line for line in lines if line]
     rules = [i for i, line in enumerate(lines) if i and set(line) == {"-"}]
-    message = " ".join(lines[1 : rules[0]] if rules else lines)
+    start = 2 if rules[:1] == [1] else 1  # the title is ruled off, or stands in the box's frame
+    message = " ".join(lines[start : next((i for i in rules if i > start), len(lines))])
     # "Error parsing config.optim: optim.steps = -1: ..." names the path and the remedy itself.
     message = re.sub(r"^Error parsing \S+: (?=\S+ = )", "", message)
-    near = re.search(r"^\W*?(--[\w.]+)", told.partition("Perhaps you meant")[2], re.MULTILINE)
-    hint = f"; did you mean {near[1]}?" if near else ""
+    message = re.sub(
+        r"invalid literal for int\S* with base 10: (.+)", r"\1 is no whole number", message
+    )
+    message = re.sub(r"could not convert string to float: (.+)", r"\1 is no number", message)
+    unknown = re.match(r"Unrecognized options: --([\w.]+)", message)
+    hint = f"; did you mean --{near}?" if unknown and (near := _nearest(unknown[1])) else ""
     return f"{message.rstrip('.')}{hint} (see {prog} --help)"
+
+
+def _nearest(path: str) -> str:
+    """The field of a config that was meant: one of this name in another section, or spelt alike."""
+    known = list(_paths(Config))
+    inside = [p for p in known if p.startswith(f"{path}.")]
+    leaf = [p for p in known if p.rpartition(".")[2] == path.rpartition(".")[2]]
+    return next(iter(leaf + inside + difflib.get_close_matches(path, known, 1, 0.7)), "")
+
+
+def _paths(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all fields that are not sections."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _paths(hint, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

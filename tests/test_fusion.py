@@ -91,7 +91,6 @@ def permuted_nodes(batch, rng):
 def padded(batch, tokens, nodes, edges):
     """The same batch with more padding everywhere."""
     g = batch.graph
-    b, n = g.nodes["entity"].shape
     pad = lambda x, width, value: np.pad(  # noqa: E731
         x, [(0, 0), (0, width)] + [(0, 0)] * (x.ndim - 2), constant_values=value
     )

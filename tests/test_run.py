@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tiny
 
-from keft_jax.cli_config import override
 from keft_jax.config import (
     CheckpointConfig,
     DistillConfig,
@@ -24,6 +23,7 @@ from keft_jax.config import (
     ObjectiveConfig,
     OptimConfig,
 )
+from keft_jax.options import override
 from keft_jax.train.checkpoint import Checkpoints, abstract_like
 from keft_jax.train.dry_run import dry_run
 from keft_jax.train.loop import NotFiniteError, Trainer
