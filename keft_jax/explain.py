@@ -41,7 +41,7 @@ class Explanation:
 def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanation]:
     """`explain(params, dataset, number)`: the answer to one example and the facts behind it. One
     compilation serves all examples of one text length."""
-    parts, mesh_batch = trainer.parts, trainer.parts.config.eval.batch
+    parts, size = trainer.parts, trainer.eval_batch
     names = trainer.frozen()["names"]
 
     @jax.jit
@@ -50,8 +50,8 @@ def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanatio
 
     def ask(params: Any, batch: Batch) -> np.ndarray:
         out = []
-        for start in range(0, len(batch.example), mesh_batch):
-            rows = np.minimum(np.arange(start, start + mesh_batch), len(batch.example) - 1)
+        for start in range(0, len(batch.example), size):
+            rows = np.minimum(np.arange(start, start + size), len(batch.example) - 1)
             part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
             out.append(np.asarray(probabilities(params, trainer.put(part))))
         return np.concatenate(out)[: len(batch.example)]

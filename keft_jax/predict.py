@@ -16,11 +16,13 @@ from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example, examples_from, read_examples
 from keft_jax.kg.store import KG
+from keft_jax.sharding import make_mesh
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts
 from keft_jax.train.run import load_run
 
 TOP = 5  # answers that a prediction lists
+ONE = MeshConfig(data=1)  # a handful of texts needs one device
 
 
 class Predictor:
@@ -31,7 +33,7 @@ class Predictor:
     """
 
     def __init__(self, parts: Parts, params: Any):
-        config = dataclasses.replace(parts.config, mesh=MeshConfig(data=1))
+        config = dataclasses.replace(parts.config, mesh=ONE)
         self._own = dataclasses.replace(parts, config=config)
         self._params = params
         self._ready: dict[str, tuple[Trainer, Any]] = {}
@@ -79,7 +81,7 @@ class Predictor:
         out: list[dict[str, Any]] = [{} for _ in examples]
         config = parts.config
         for length, numbers in eval_batches(
-            dataset.lengths, config.eval.batch, config.data.buckets
+            dataset.lengths, trainer.eval_batch, config.data.buckets
         ):
             batch = trainer.put(dataset.batch(length, numbers))
             values, ids = (np.asarray(x) for x in top(self._params, batch))
@@ -134,4 +136,4 @@ class Predictor:
 
 def load(run: str | os.PathLike[str]) -> Predictor:
     """The trained model of a run's directory. Raises KeftError where it is none."""
-    return Predictor(*load_run(run))
+    return Predictor(*load_run(run, make_mesh(ONE)))

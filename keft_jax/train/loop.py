@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError
 from keft_jax.data.batch import Batch
-from keft_jax.data.features import Dataset
+from keft_jax.data.features import Dataset, round_up
 from keft_jax.data.plan import BatchPlan, eval_batches
 from keft_jax.sharding import batch_sharding, make_mesh, replicated
 from keft_jax.train.objective import Objective, make_terms
@@ -44,7 +43,9 @@ class Trainer:
         """teacher: the parts of another run and its parameters, for distillation."""
         config = parts.config
         self.parts, self.mesh = parts, make_mesh(config.mesh)
-        self._check_divides(self.mesh)
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        self._check_divides(ways)
+        self.eval_batch = round_up(config.eval.batch, ways)
         self.tx = make_optimizer(config.optim, parts.model.abstract())
         terms = make_terms(config.objective, parts.task, teacher[0].model if teacher else None)
         objective = Objective(parts.model, terms)
@@ -59,16 +60,13 @@ class Trainer:
         self._names = jax.device_put(parts.knowledge.names, replicated(self.mesh))
         self._teacher = {"teacher": teacher[1]} if teacher else {}
 
-    def _check_divides(self, mesh: Mesh) -> None:
-        config, ways = self.parts.config, mesh.shape["data"] * mesh.shape["fsdp"]
-        for name, size in (
-            ("optim.batch / optim.accumulate", config.optim.batch // config.optim.accumulate),
-            ("eval.batch", config.eval.batch),
-        ):
-            if size % ways:
-                raise KeftError(
-                    f"{name} = {size}: must be a multiple of mesh.data x mesh.fsdp = {ways}"
-                )
+    def _check_divides(self, ways: int) -> None:
+        optim = self.parts.config.optim
+        if optim.batch // optim.accumulate % ways:
+            raise KeftError(
+                f"optim.batch / optim.accumulate = {optim.batch // optim.accumulate}: must be a "
+                f"multiple of mesh.data x mesh.fsdp = {ways}; change either"
+            )
 
     def frozen(self, learning_rate: float | None = None) -> dict[str, Any]:
         """What the step reads and never changes."""
@@ -88,9 +86,7 @@ class Trainer:
         config = self.parts.config
         frozen = {"names": self._names}
         out = []
-        for length, indices in eval_batches(
-            dataset.lengths, config.eval.batch, config.data.buckets
-        ):
+        for length, indices in eval_batches(dataset.lengths, self.eval_batch, config.data.buckets):
             out.append(self._eval_step(params, frozen, self.put(dataset.batch(length, indices))))
         rows = [jax.device_get(r) for r in out]
         order = np.concatenate([r["example"] for r in rows])

@@ -1,0 +1,101 @@
+"""The gain table from files to report: resumable cell by cell, one compilation, mergeable."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from keft_jax.config import GainConfig, KeftError, OptimConfig
+from keft_jax.gain import run as gain_run
+from keft_jax.gain.cells import Cell, load_table
+from keft_jax.gain.run import merge_tables, run_gain
+
+ROWS = ("none", "untyped", "true")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    tiny.write_files(folder)
+    return tiny.config(
+        folder,
+        optim=OptimConfig(steps=24, batch=8, learning_rate=1e-2),
+        gain=GainConfig(rows=ROWS, seeds=2, bootstrap=200, explain=2, learning_rates=(1e-2, 1e-3)),
+    )
+
+
+@pytest.fixture(scope="module")
+def table(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gain") / "table"
+    return folder, run_gain(config, folder, quiet=True)
+
+
+def test_summary(table, config):
+    folder, summary = table
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["task"] == "kgqa" and summary["metric"] == "hits@1"
+    assert summary["split"] == "test" and summary["seeds"] == 2
+    assert set(summary["scores"]) == {"majority", "char_ngram", *ROWS}
+    for row in summary["scores"].values():
+        low, high = row["interval"]
+        assert low <= row["mean"] <= high and len(row["values"]) == 2
+    assert summary["compilations"] == 1
+    assert summary["step_time_ratio"] > 0 and summary["coverage"]["test"]["linked"] == 1.0
+    assert summary["leaks"]["selection"]["verdict"] == "ok"
+    for name in ("gain", "verdict", "config_hash", "kg_hash", "data_hash"):
+        assert summary[name]
+    page = (folder / "report.html").read_text()
+    assert "person" in page and "lives_in" in page
+    assert (folder / "gain.png").stat().st_size > 10_000
+
+
+def test_every_row_has_the_same_trials(table):
+    folder, _ = table
+    for row in ROWS:
+        first, second = (Cell.load(folder / "cells" / f"{row}-{seed}.npz") for seed in (0, 1))
+        assert first.info["trials"] == 2 and second.info["trials"] == 1
+        assert first.info["learning_rate"] == second.info["learning_rate"]
+
+
+def test_resumes_cell_by_cell(table, config, monkeypatch):
+    folder, summary = table
+    ran = []
+    fit = gain_run.fit
+
+    def counted(trainer, train, select, *, seed, learning_rate):
+        ran.append((seed, learning_rate))
+        return fit(trainer, train, select, seed=seed, learning_rate=learning_rate)
+
+    monkeypatch.setattr(gain_run, "fit", counted)
+    before = Cell.load(folder / "cells" / "true-1.npz")
+    (folder / "cells" / "true-1.npz").unlink()
+    again = run_gain(config, folder, quiet=True)
+    assert ran == [(1, before.info["learning_rate"])]
+    after = Cell.load(folder / "cells" / "true-1.npz")
+    for metric, values in before.metrics["test"].items():
+        np.testing.assert_array_equal(values, after.metrics["test"][metric])
+    assert again["scores"] == summary["scores"]
+    assert run_gain(config, folder, quiet=True)["scores"] == summary["scores"]
+    assert len(ran) == 1
+
+
+def test_another_config_is_refused(table, config):
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, weight_decay=0.5))
+    with pytest.raises(KeftError, match=r"weight_decay = 0\.01, this one has 0\.5"):
+        run_gain(other, table[0], quiet=True)
+
+
+def test_tables_merge(table, config, tmp_path):
+    folder, summary = table
+    for name, keep in (("a", ("none", "true", "majority")), ("b", ("untyped", "none", "true"))):
+        done = load_table(folder)
+        cells = [cell for cell in done.cells if cell.row in keep]
+        dataclasses.replace(done, cells=cells).save(tmp_path / name)
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    merged = merge_tables([tmp_path / "a", tmp_path / "b"], tmp_path / "joint", quiet=True)
+    for row in ("none", "untyped", "true", "majority"):
+        assert merged["scores"][row]["values"] == summary["scores"][row]["values"]
+    assert "char_ngram" not in merged["scores"]
+    assert (tmp_path / "joint" / "report.html").is_file()
