@@ -92,8 +92,9 @@ def kg_info(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Gain:
-    """Measures what the knowledge was worth: the same model with none, dictionary-only, shuffled,
-    random and true knowledge, over several seeds. The same command again resumes."""
+    """Measures what the knowledge of --config FILE[:ARG] is worth: the same model with none,
+    dictionary-only, shuffled, random and true knowledge, over several seeds. The same command again
+    resumes."""
 
     config: ConfigOptions
     workdir: str = ""

@@ -181,7 +181,7 @@ class GraphConfig:
     gate: bool = True
     """Weigh nodes and edges by their relevance to the text; all weights can go to zero."""
     compute: Literal["auto", "dense", "segment"] = "auto"
-    """dense: batched matmuls with the incidence. segment: jraph's segment operations. auto: dense
+    """dense: batched adjacency matmuls. segment: jraph's segment operations. auto: dense
     up to 200 nodes on accelerators, else segment. Equal results."""
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class FusionConfig:
     kind: Literal["none", "mention_add", "cross_attention"] = "mention_add"
     """none: plain BERT. mention_add: a node's state is added at its mention. cross_attention:
     every token attends to the nodes, or to nothing."""
-    layers: tuple[int, ...] = (-1,)
+    layers: tuple[int, ...] = (0,)
     """Encoder layers followed by an exchange; -1 is the last."""
 
     def __post_init__(self) -> None:
@@ -414,6 +414,16 @@ class Config:
                 self.fusion.layers,
                 f"the encoder has layers 0 to {depth - 1}",
             )
+        last = max((layer % depth for layer in self.fusion.layers), default=0)
+        check(
+            self.task.kind != "classification"
+            or self.fusion.kind != "mention_add"
+            or last < depth - 1,
+            "fusion.layers",
+            self.fusion.layers,
+            "what is added at mentions after the last layer never reaches [CLS], which "
+            "classification reads; name an earlier layer, or use fusion.kind=cross_attention",
+        )
         longest = self.data.buckets[-1]
         check(
             longest <= self.encoder.max_length,

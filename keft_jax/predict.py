@@ -22,6 +22,7 @@ from keft_jax.train.parts import Parts
 from keft_jax.train.run import load_run
 
 TOP = 5  # answers that a prediction lists
+MOST = 100  # answers that its set can hold
 ONE = MeshConfig(data=1)  # a handful of texts needs one device
 
 
@@ -52,7 +53,7 @@ class Predictor:
 
             def top(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
                 logits = trainer.parts.model.apply(params, batch, names).logits
-                return jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1]))
+                return jax.lax.top_k(jax.nn.softmax(logits), min(MOST, logits.shape[-1]))
 
             self._ready[key] = trainer, jax.jit(top)
         return self._ready[key]
@@ -63,7 +64,8 @@ class Predictor:
         """One record for each text (or dict with the fields of the run's data config):
 
         {"text", "answer", "probability", "answers": [[name, probability], ...] best first,
-        "set": the names that together are the answer, "mentions": [[start, end, entity], ...]}
+        "set": the names that together are the answer (100 at most),
+        "mentions": [[start, end, entity], ...]}
 
         Raises KeftError for a text that cannot be read and for a graph with unknown relations.
         """
@@ -109,7 +111,7 @@ class Predictor:
             "text": example.text,
             "answer": best[0],
             "probability": round(best[1], 6),
-            "answers": [[name, round(p, 6)] for name, p in answers],
+            "answers": [[name, round(p, 6)] for name, p in answers[:TOP]],
             "set": [name for name, p in answers if p >= share * best[1]],
             "mentions": mentions,
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from keft_jax.config import KeftError, TaskConfig
+from keft_jax.config import KeftError
 from keft_jax.kg.store import KG
 from keft_jax.options import override, run_main
 from keft_jax.train.checkpoint import Checkpoints
@@ -114,7 +114,7 @@ def test_missing_teacher(fails, tmp_path):
 
 
 def test_a_label_that_training_never_saw(fails, files):
-    config = replace(tiny.config(files), task=TaskConfig(kind="classification"))
+    config = tiny.classification(files)
     with (files / "test.jsonl").open("a") as out:
         out.write(ROW.replace("even", "evn") + "\n")
     line = fails(config=config)

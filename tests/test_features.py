@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from keft_jax.config import ROWS as ROW_NAMES
-from keft_jax.config import KeftError, TaskConfig
+from keft_jax.config import KeftError
 from keft_jax.data.features import ROWS, with_row
 from keft_jax.data.source import examples_from
 from keft_jax.gain.splits import hops_to_answer
@@ -150,6 +150,29 @@ def test_another_graph_keeps_the_rows_of_known_entities(made):
 
 def test_a_label_that_training_never_saw(tmp_path):
     tiny.write_files(tmp_path)
-    parts, _ = build(tiny.config(tmp_path, task=TaskConfig(kind="classification")))
+    parts, _ = build(tiny.classification(tmp_path))
     with pytest.raises(KeftError, match=r"input:1: label 'prime' never occurs"):
         parts.dataset(examples_from([{"question": "a ?", "label": "prime"}]))
+
+
+def test_mentions_of_a_text_with_a_pair(made):
+    """The second text's offsets start again, and are not the mention's."""
+    parts, _ = made
+    config = dataclasses.replace(
+        parts.config, data=dataclasses.replace(parts.config.data, pair="more")
+    )
+    records = [{"question": "person1 is here .", "more": "where does the other one live ?"}]
+    alone = parts.dataset(examples_from(["person1 is here ."]))
+    paired = parts.dataset(examples_from(records, config.data))
+    assert paired.lengths[0] > alone.lengths[0]
+    for name in ("start", "end"):
+        one, two = (getattr(d.table.mentions, name) for d in (alone, paired))
+        np.testing.assert_array_equal(one, two)
+
+
+def test_malformed_facts_are_reported(tmp_path, caplog):
+    tiny.write_files(tmp_path)
+    with open(tmp_path / "kg.tsv", "a") as out:
+        out.write("only\ttwo\n")
+    build(tiny.config(tmp_path))
+    assert "1 malformed lines left out" in caplog.text and "kg.tsv:30" in caplog.text

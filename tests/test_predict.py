@@ -9,7 +9,7 @@ import tiny
 
 import keft_jax
 from keft_jax.cli import run
-from keft_jax.config import KeftError, OptimConfig, TaskConfig
+from keft_jax.config import KeftError, OptimConfig
 from keft_jax.kg.store import KG
 from keft_jax.train.run import train
 
@@ -107,7 +107,7 @@ def test_what_is_no_run(tmp_path):
 
 def test_classification(tmp_path, capsys):
     tiny.write_files(tmp_path)
-    config = tiny.config(tmp_path, task=TaskConfig(kind="classification"))
+    config = tiny.classification(tmp_path)
     summary = train(config, tmp_path / "run", quiet=True)
     assert set(summary["scores"]["test"]) == {"accuracy", "precision", "recall", "f1"}
     (record,) = keft_jax.load(tmp_path / "run").predict(["where does person3 live ?"])

@@ -76,6 +76,15 @@ def config(folder: Path, **sections) -> Config:
     return Config(**(base | sections))
 
 
+def classification(folder: Path, **sections) -> Config:
+    return config(
+        folder,
+        task=TaskConfig(kind="classification"),
+        fusion=FusionConfig(kind="cross_attention", layers=(0,)),
+        **sections,
+    )
+
+
 def write_config(path: Path, made: Config) -> Path:
     """A config file for the command line."""
     path.write_text(

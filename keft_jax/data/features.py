@@ -17,7 +17,7 @@ import tokenizers
 from keft_jax.config import KeftError, KnowledgeConfig
 from keft_jax.data.batch import Batch, Mentions, take
 from keft_jax.data.source import Example
-from keft_jax.data.tokenize import encode, token_spans
+from keft_jax.data.tokenize import encode
 from keft_jax.kg.controls import rewire, shuffle_entities
 from keft_jax.kg.linking.string import Mention, StringLinker
 from keft_jax.kg.store import KG
@@ -200,7 +200,7 @@ def make_dataset(
     for row, mentions in enumerate(knowledge.link(examples)):
         ids[row, : lengths[row]] = tokens.ids[row]
         types[row, : lengths[row]] = tokens.types[row]
-        spans = token_spans(tokens.offsets[row], [(m.start, m.end) for m in mentions])
+        spans = tokens.spans(row, [(m.start, m.end) for m in mentions])
         # All first candidates before any second one.
         anchors = sorted(
             (rank, m) for m, mention in enumerate(mentions) for rank in range(len(mention.entities))

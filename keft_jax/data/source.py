@@ -175,6 +175,8 @@ def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
         value = json.dumps(value)
     elif value is None:
         return ()
+    elif isinstance(value, list | tuple) and len(value) == 1:  # a list's column in a second role
+        return _strings(value[0], role, name)
     if not isinstance(value, str):
         kind = "a list of texts" if role in LISTS else "a text"
         raise _BadRecord(

@@ -38,6 +38,7 @@ from keft_jax.gain.stats import summarise
 from keft_jax.train.coverage import cover, fingerprint
 from keft_jax.train.loop import Fit, Trainer, fit
 from keft_jax.train.parts import build
+from keft_jax.train.run import load_teacher
 
 
 class GainRun:
@@ -55,7 +56,7 @@ class GainRun:
         self.tests = {Path(f).name.split(".")[0]: self._read_test(f) for f in config.data.test}
         if len(self.tests) < len(config.data.test):
             raise KeftError(f"data.test = {config.data.test!r}: two files give one split name")
-        self.trainer = Trainer(self.parts)
+        self.trainer = Trainer(self.parts, load_teacher(self.parts))
         self.metric = config.eval.metric or self.parts.task.metrics[0]
         if self.metric not in self.parts.task.metrics:
             raise KeftError(
@@ -290,6 +291,8 @@ def merge_tables(folders: Sequence[Path], out: Path, *, quiet: bool = False) -> 
     table = merge(folders)
     config = table.manifest["config"]
     gain = config.get("gain", {})
+    if not (folders[0] / "summary.json").is_file():
+        raise KeftError(f"{folders[0]}: not finished (no summary.json); finish it by its command")
     beside = json.loads((folders[0] / "summary.json").read_text("utf-8"))
     summary = summarise(
         table.cells,
@@ -301,6 +304,9 @@ def merge_tables(folders: Sequence[Path], out: Path, *, quiet: bool = False) -> 
     )
     summary = beside | summary
     table.save(out)
+    for name in ("examples.json", "drawn.json"):
+        if (folders[0] / name).is_file():
+            write_atomic(out / name, (folders[0] / name).read_bytes())
     _write(out, summary, table.cells, folders[0], config)
     print_table(summary, Console(quiet=quiet, highlight=False))
     return summary

@@ -31,8 +31,9 @@ DENSE_LIMIT = 200  # nodes; beyond it, and on a CPU, one-hot matmuls cost more t
 
 
 class Edges:
-    """Moves values between nodes [b, n, ...] and edges [b, e, ...]: by matmuls with the one-hot
-    incidence (dense: no scatter, deterministic) or by jraph's segment operations."""
+    """Moves values between nodes [b, n, ...] and edges [b, e, ...]. Dense: by matmuls with the
+    one-hot incidence and the batched adjacency made of it (no scatter, deterministic). Else by
+    jraph's segment operations."""
 
     def __init__(self, graph: jraph.GraphsTuple, compute: str):
         self.nodes = graph.nodes["entity"].shape[1]
@@ -63,6 +64,21 @@ class Edges:
             return jnp.einsum("ben,be...->bn...", one_hot, x, precision="highest")
         add = lambda x, i: jraph.segment_sum(x, i, self.nodes, indices_are_sorted=True)  # noqa: E731
         return jax.vmap(add)(x, self.receivers)
+
+    def propagate(self, x_bnhk: jax.Array, coefficient_beh: jax.Array) -> jax.Array:
+        """Sum over edges (u, v) of coefficient * x[u], at v: [b, n, h, k]. Dense: by the batched
+        adjacency of the coefficients, parallel edges summed."""
+        coefficient_beh = coefficient_beh.astype(x_bnhk.dtype)
+        if not self.dense:
+            return self.sum_at_receivers(self.at_senders(x_bnhk) * coefficient_beh[..., None])
+        adjacency_bhrs = jnp.einsum(
+            "beh,ber,bes->bhrs",
+            coefficient_beh,
+            self.received_ben.astype(x_bnhk.dtype),
+            self.sent_ben.astype(x_bnhk.dtype),
+            precision="highest",
+        )
+        return jnp.einsum("bhrs,bshk->brhk", adjacency_bhrs, x_bnhk)
 
     def max_at_receivers(self, x: jax.Array) -> jax.Array:
         """[b, e, h] -> [b, n, h]; -inf where no edge arrives."""
@@ -130,13 +146,12 @@ class GraphLayer(nnx.Module):
         value_bnhk = self.value(x_bnw)
         gate_be1 = jnp.where(edges.mask_be, gate_be, 0)[..., None]
         coefficient_beh, own_bnh = self._coefficients(value_bnhk, edges, gate_be1)
-        message = edges.at_senders(value_bnhk)
+        y = edges.propagate(value_bnhk, coefficient_beh)
         if self.kind == "rgat":
-            shape = (*message.shape[:2], *message.shape[2:])
-            relation = look_up(use(self.relation_value), edges.relation_be).reshape(shape)
-            message = message + relation.astype(message.dtype)
-        message = message * coefficient_beh[..., None].astype(message.dtype)
-        y = edges.sum_at_receivers(message)
+            relation = look_up(use(self.relation_value), edges.relation_be)
+            relation = relation.reshape(*relation.shape[:2], *value_bnhk.shape[2:])
+            weighted = relation * coefficient_beh[..., None]
+            y = y + edges.sum_at_receivers(weighted.astype(y.dtype))
         if self.kind == "rgcn":
             return y.sum(2) + self.own(x_bnw) + use(self.bias).astype(y.dtype)
         y = y + value_bnhk * own_bnh[..., None].astype(y.dtype)

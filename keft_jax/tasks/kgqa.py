@@ -22,20 +22,20 @@ class KGQA:
     term = "answer"
     metrics: tuple[str, ...] = ("hits@1", "mrr", "precision", "recall", "set_f1")
 
-    def __init__(self, kg: KG, set_threshold: float, max_answers: int = 32):
+    def __init__(self, kg: KG, set_threshold: float):
         self.choices: Sequence[str] = kg.names
-        self._kg, self._share, self._most = kg, set_threshold, max_answers
+        self._kg, self._share = kg, set_threshold
 
     def targets(self, examples: Sequence[Example]) -> AnswerTarget:
-        """More right answers than `max_answers` are cut in training targets by entity id; the
-        count that recall divides by stays whole."""
-        answers = np.full((len(examples), self._most), -1, np.int32)
-        total = np.zeros(len(examples), np.int32)
+        """As wide as the most answers of one question, rounded up to a power of two, so that
+        splits seldom differ in shape."""
+        total = np.array([len(set(example.answers)) for example in examples], np.int32)
+        width = 1 << max(3, int(total.max(initial=1) - 1).bit_length())
+        answers = np.full((len(examples), width), -1, np.int32)
         for row, example in enumerate(examples):
-            found = {self._kg.find(name) for name in example.answers} - {None}
-            ids = sorted(i for i in found if i is not None)[: self._most]
+            found = {self._kg.find(name) for name in example.answers}
+            ids = sorted(i for i in found if i is not None)
             answers[row, : len(ids)] = ids
-            total[row] = len(set(example.answers))
         weight = (answers[:, 0] >= 0).astype(np.float32)
         return AnswerTarget(answers=answers, total=total, weight=weight)
 

@@ -45,7 +45,7 @@ class Display:
             values = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
             self._console.print(f"step {step}  {values}", highlight=False, soft_wrap=True)
             return
-        rate = scalars.get("examples_per_s", 0.0)
+        rate = scalars.get("examples_per_s", self._rate)
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
         note = f"loss {scalars['loss/total']:.4f}  {self._rate:,.0f} examples/s"
         self._bar.update(self._task, completed=step, note=note)

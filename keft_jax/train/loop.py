@@ -154,8 +154,10 @@ def fit(
     best_params, interrupted, begin = None, False, time.perf_counter()
     first, mark = int(state.step), (int(state.step), begin)
 
-    def settle() -> None:
-        """Looks at the metrics of the step before, when the next one is already under way."""
+    def settle(early: bool = False) -> None:
+        """Looks at the metrics of the step before, when the next one is already under way; or
+        earlier than that, when something else has to wait for them and there is no rate to tell.
+        """
         nonlocal waiting, mark
         if waiting is None:
             return
@@ -167,10 +169,11 @@ def fit(
             raise NotFiniteError(
                 f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples {ids}"
                 f"{', ...' if len(indices) > 8 else ''}; lower optim.learning_rate or look at "
-                "these examples. The last good checkpoint is kept"
+                "these examples. Checkpoints stay as they were"
             )
         now = time.perf_counter()
-        scalars["examples_per_s"] = config.optim.batch * (step - mark[0]) / (now - mark[1])
+        if not early:
+            scalars["examples_per_s"] = config.optim.batch * (step - mark[0]) / (now - mark[1])
         mark = (step, now)
         hooks.log(step, scalars)
 
@@ -186,13 +189,13 @@ def fit(
         hooks.poll()
         last, interrupted = done == config.optim.steps, hooks.stopping()
         if select is not None and (done % config.eval.every == 0 or last):
-            settle()
+            settle(early=True)
             rows = trainer.evaluate(state.params, select)
             if not np.isfinite(rows["probability"]).all():
                 raise NotFiniteError(
                     f"step {done}: the scores of {int(np.sum(~np.isfinite(rows['probability'])))} "
                     f"of {len(select)} selection examples are not numbers; lower "
-                    "optim.learning_rate. The last good checkpoint is kept"
+                    "optim.learning_rate. Checkpoints stay as they were"
                 )
             scores = trainer.parts.task.summarise(rows)
             value = pick(scores, metric)
@@ -209,11 +212,11 @@ def fit(
             mark = (done, time.perf_counter())
         stale = config.eval.patience and progress.stale >= config.eval.patience
         if done % config.checkpoint.every == 0 or last or interrupted or stale:
-            settle()
+            settle(early=True)
             hooks.save(state, progress)
         if interrupted or stale:
             break
-    settle()
+    settle(early=True)
     if select is None:
         best_params = state.params
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)

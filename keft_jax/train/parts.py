@@ -4,6 +4,7 @@ that a run can be loaded without the files it was made from."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 MAX_ENTITIES = 200_000  # entities that an answer task scores at every step
 
@@ -54,8 +57,19 @@ def load_kg(config: Config) -> KG:
     if not source:
         return KG.from_triples([])
     if Path(source).is_dir():
+        if config.knowledge.aliases:
+            raise KeftError(
+                f"knowledge.aliases = {config.knowledge.aliases!r}: the folder {source} has its "
+                "own; give them to `keft kg build --aliases`"
+            )
         return KG.load(source)
-    kg, _ = build_kg([source], aliases=config.knowledge.aliases or None)
+    kg, report = build_kg([source], aliases=config.knowledge.aliases or None)
+    if report.malformed_lines:
+        file, line, reason = report.malformed[0]
+        logger.warning(
+            "%s: %d malformed lines left out, the first one %s:%d: %s",
+            *(source, report.malformed_lines, file, line, reason),
+        )
     return kg
 
 

@@ -256,7 +256,7 @@ def refuse_not_finite(state: State) -> None:
     if not _all_finite(state.params):
         raise NotFiniteError(
             f"step {int(state.step)}: the parameters are not numbers any more after it; lower "
-            "optim.learning_rate. The last good checkpoint is kept"
+            "optim.learning_rate. Checkpoints stay as they were"
         )
 
 
