@@ -286,7 +286,7 @@ class OptimConfig:
     """Share of the steps with a rising learning rate."""
     decay: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.01
-    """On matrices; biases, norms and gates are left alone."""
+    """On everything but biases and the scales of norms."""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6

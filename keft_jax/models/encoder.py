@@ -46,7 +46,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
         qkv = shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv")
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k).astype(jnp.float32)
+        scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
         weights = jax.nn.softmax(scores + bias_b11l, axis=-1).astype(x_bld.dtype)
         y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
         return self.out(y.reshape(x_bld.shape))

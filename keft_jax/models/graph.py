@@ -58,12 +58,15 @@ class Edges:
         return self._gather(x, self.received_ben if self.dense else None, self.receivers)
 
     def sum_at_receivers(self, x: jax.Array) -> jax.Array:
-        """[b, e, ...] -> [b, n, ...]; the caller has zeroed the padding edges."""
+        """[b, e, ...] -> [b, n, ...], summed in float32; the caller zeroes padding edges."""
         if self.dense:
             one_hot = self.received_ben.astype(x.dtype)
-            return jnp.einsum("ben,be...->bn...", one_hot, x, precision="highest")
+            y = jnp.einsum(
+                "ben,be...->bn...", one_hot, x, precision="highest", preferred_element_type="f4"
+            )
+            return y.astype(x.dtype)
         add = lambda x, i: jraph.segment_sum(x, i, self.nodes, indices_are_sorted=True)  # noqa: E731
-        return jax.vmap(add)(x, self.receivers)
+        return jax.vmap(add)(x.astype(jnp.float32), self.receivers).astype(x.dtype)
 
     def propagate(self, x_bnhk: jax.Array, coefficient_beh: jax.Array) -> jax.Array:
         """Sum over edges (u, v) of coefficient * x[u], at v: [b, n, h, k]. Dense: by the batched
@@ -78,7 +81,7 @@ class Edges:
             self.sent_ben.astype(x_bnhk.dtype),
             precision="highest",
         )
-        return jnp.einsum("bhrs,bshk->brhk", adjacency_bhrs, x_bnhk)
+        return jnp.einsum("bhrs,bshk->brhk", adjacency_bhrs, x_bnhk, precision="highest")
 
     def max_at_receivers(self, x: jax.Array) -> jax.Array:
         """[b, e, h] -> [b, n, h]; -inf where no edge arrives."""
@@ -89,10 +92,16 @@ class Edges:
     def degrees(self) -> tuple[jax.Array, jax.Array]:
         """(out, in) f32[b, n], self-edge counted."""
         ones = self.mask_be.astype(jnp.float32)
-        count = lambda ids: jax.vmap(  # noqa: E731
-            lambda x, i: jraph.segment_sum(x, i, self.nodes)
-        )(ones, ids)
-        return count(self.senders) + 1, count(self.receivers) + 1
+        if self.dense:
+            out, into = (
+                jnp.einsum("ben,be->bn", x, ones) for x in (self.sent_ben, self.received_ben)
+            )
+        else:
+            count = lambda i: jax.vmap(  # noqa: E731
+                lambda x, i: jraph.segment_sum(x, i, self.nodes)
+            )(ones, i)
+            out, into = count(self.senders), count(self.receivers)
+        return out + 1, into + 1
 
 
 def gcn_coefficients(edges: Edges) -> tuple[jax.Array, jax.Array]:

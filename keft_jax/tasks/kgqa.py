@@ -55,7 +55,7 @@ class KGQA:
         best = own.max(1, keepdims=True)
         wrong = jnp.ones(logits_bc.shape, bool)
         wrong = jax.vmap(lambda row, i: row.at[i].set(False, mode="drop"))(wrong, at)
-        above = (wrong & (logits_bc > best)).sum(1)
+        above = (wrong & ~(logits_bc <= best)).sum(1)  # a NaN stands above everything
         level = (wrong & (logits_bc == best)).sum(1)
         rank = 1 + above + level / 2
         some = right.any(1)

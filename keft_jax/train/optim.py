@@ -34,7 +34,7 @@ def make_optimizer(config: OptimConfig, abstract: Any) -> optax.GradientTransfor
     that a grid of rates shares one compilation. Raises KeftError for a group that matches nothing.
     """
     scales = _scales(config, abstract)
-    decayed = jax.tree.map(lambda struct: struct.ndim > 1, abstract)
+    decayed = jax.tree.map(lambda path: not path.endswith(("bias", "scale")), paths(abstract))
     chain = [
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2, config.eps),

@@ -1,0 +1,36 @@
+"""The schedule's corners, and what is decayed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from keft_jax.config import OptimConfig
+from keft_jax.models.functional import paths
+from keft_jax.train.optim import make_optimizer, schedule
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_schedule(decay):
+    rate = schedule(OptimConfig(steps=100, warmup=0.1, decay=decay))
+    assert float(rate(0)) == pytest.approx(0.1) and float(rate(9)) == pytest.approx(1.0)
+    assert float(rate(10)) == pytest.approx(1.0)
+    rising = [float(rate(i)) for i in range(10)]
+    falling = [float(rate(i)) for i in range(10, 100)]
+    assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
+    last = {"linear": 1 / 90, "cosine": 0.000305, "constant": 1.0}[decay]
+    assert falling[-1] == pytest.approx(last, rel=1e-2)
+    assert float(schedule(OptimConfig(steps=100, warmup=0.0, decay=decay))(0)) == 1.0
+
+
+def test_biases_and_norms_are_not_decayed():
+    """With no gradient at all, what moves is what decays."""
+    c = toy.config()
+    params = jax.tree.map(lambda s: np.ones(s.shape, "f"), toy.model(c).abstract())
+    tx = make_optimizer(OptimConfig(steps=10, warmup=0.0, weight_decay=0.1), params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    for path, update in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(updates), strict=True):
+        spared = path.rpartition("/")[2] in ("bias", "relation_bias", "scale")
+        assert np.allclose(update, 0.0 if spared else -0.1), path
