@@ -43,14 +43,13 @@ def get_config(arg: str = "") -> Config:
             mentions=2,
             name_pieces=6,
         ),
-        encoder=EncoderConfig(layers=2, width=64, heads=4, mlp=128, max_length=32, dropout=0.0),
+        encoder=EncoderConfig(layers=2, width=64, heads=4, mlp=128, max_length=32, dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=2, width=48, heads=4),
         fusion=FusionConfig(kind="mention_add", layers=(0,)),
-        optim=OptimConfig(steps=300, batch=32, learning_rate=3e-3, warmup=0.1),
+        optim=OptimConfig(steps=350, batch=32, learning_rate=3e-3, warmup=0.1),
         eval=EvalConfig(every=100, batch=100),
         gain=GainConfig(
             rows=("none", "dictionary", "candidates", "untyped", "shuffled", "random", "true"),
             seeds=5,
-            learning_rates=(3e-3, 1e-3),
         ),
     )

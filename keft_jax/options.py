@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from keft_jax.config import Config, FusionConfig, KeftError, load_config_file
+from keft_jax.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -103,6 +104,7 @@ def config_stem(spec: str) -> str:
 def run_main(main: Callable[[], int]) -> int:
     """Runs a command: a KeftError becomes one line on stderr and its exit code, and leaving by
     control-C is no error message either."""
+    keep_freed_memory()
     try:
         return main()
     except KeftError as error:
