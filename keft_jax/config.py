@@ -74,6 +74,8 @@ class DataConfig:
     """Field with the list of right answers, as entity names (kgqa)."""
     entity: str = ""
     """Field with the name of an entity that the text mentions, taken as given."""
+    spans: str = ""
+    """Field with the list of mentions as [start, end, entity name]: characters, half-open."""
     brackets: bool = False
     """[Brackets] in the text mark its mentions; they are removed before the model reads it."""
     pattern: str = "pattern"
@@ -98,6 +100,19 @@ class DataConfig:
             "data.buckets",
             self.buckets,
             "give rising lengths of 8 tokens or more",
+        )
+        check(
+            not self.spans or not (self.entity or self.brackets),
+            "data.spans",
+            self.spans,
+            "gives the mentions alone; leave data.entity and data.brackets out",
+        )
+        check(
+            not self.select
+            or Path(self.select).resolve() not in [Path(test).resolve() for test in self.test],
+            "data.select",
+            self.select,
+            "is one of data.test; choose on examples of their own",
         )
         check(self.draw >= 0, "data.draw", self.draw, "use 0 (all) or a number of examples")
         check(self.vocab_size >= 64, "data.vocab_size", self.vocab_size, "use 64 or more")

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from keft_jax.config import MeshConfig
-from keft_jax.data.batch import Batch
+from keft_jax.data.batch import Batch, Names
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example, examples_from, read_examples
 from keft_jax.kg.store import KG
 from keft_jax.sharding import make_mesh
-from keft_jax.train.loop import Trainer
+from keft_jax.train.evaluator import Evaluator, refuse_not_finite
 from keft_jax.train.parts import Parts
 from keft_jax.train.run import load_run
 
@@ -37,25 +37,26 @@ class Predictor:
         config = dataclasses.replace(parts.config, mesh=ONE)
         self._own = dataclasses.replace(parts, config=config)
         self._params = params
-        self._ready: dict[str, tuple[Trainer, Any]] = {}
+        self._ready: dict[str, tuple[Evaluator, Any]] = {}
 
     @property
     def kg(self) -> KG:
         """The graph that the run was trained with."""
         return self._own.knowledge.kg
 
-    def _on(self, kg: KG | None) -> tuple[Trainer, Any]:
+    def _on(self, kg: KG | None) -> tuple[Evaluator, Any]:
         """The compiled functions for a graph."""
         key = "" if kg is None else kg.hash
         if key not in self._ready:
-            trainer = Trainer(self._own if kg is None else self._own.with_kg(kg))
-            names = trainer.frozen()["names"]
+            evaluator = Evaluator(self._own if kg is None else self._own.with_kg(kg))
+            # Behind the entities stand spare rows, which are never an answer.
+            model, most = evaluator.parts.model, min(MOST, len(evaluator.parts.task.choices))
 
-            def top(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-                logits = trainer.parts.model.apply(params, batch, names).logits
-                return jax.lax.top_k(jax.nn.softmax(logits), min(MOST, logits.shape[-1]))
+            def top(params: Any, batch: Batch, names: Names) -> tuple[jax.Array, jax.Array]:
+                logits = model.apply(params, batch, names).logits
+                return jax.lax.top_k(jax.nn.softmax(logits), most)
 
-            self._ready[key] = trainer, jax.jit(top)
+            self._ready[key] = evaluator, jax.jit(top)
         return self._ready[key]
 
     def predict(
@@ -67,7 +68,8 @@ class Predictor:
         "set": the names that together are the answer (100 at most),
         "mentions": [[start, end, entity], ...]}
 
-        Raises KeftError for a text that cannot be read and for a graph with unknown relations.
+        Raises KeftError for a text that cannot be read and for a graph with unknown relations,
+        NotFiniteError where the model's outputs are no numbers.
         """
         items = list(texts)
         given = [item for item in items if not isinstance(item, Example)]
@@ -78,22 +80,24 @@ class Predictor:
         )
         if not examples:
             return []
-        trainer, top = self._on(kg)
-        dataset, parts = self._dataset(trainer, examples), trainer.parts
+        evaluator, top = self._on(kg)
+        dataset, parts = self._dataset(evaluator.parts, examples), evaluator.parts
         out: list[dict[str, Any]] = [{} for _ in examples]
         config = parts.config
         for length, numbers in eval_batches(
-            dataset.lengths, trainer.eval_batch, config.data.buckets
+            dataset.lengths, evaluator.eval_batch, config.data.buckets
         ):
-            batch = trainer.put(dataset.batch(length, numbers))
-            values, ids = (np.asarray(x) for x in top(self._params, batch))
-            for row, number in enumerate(numbers):
-                if number >= 0:
-                    answers = [
-                        (parts.task.choices[int(i)], float(p))
-                        for i, p in zip(ids[row], values[row], strict=True)
-                    ]
-                    out[number] = self._record(dataset, int(number), answers, parts)
+            batch = evaluator.put(dataset.batch(length, numbers))
+            best = top(self._params, batch, evaluator.names)
+            values, ids = (np.asarray(x)[numbers >= 0] for x in best)
+            real = [int(number) for number in numbers if number >= 0]
+            refuse_not_finite(values, [dataset.examples[number] for number in real])
+            for row, number in enumerate(real):
+                answers = [
+                    (parts.task.choices[int(i)], float(p))
+                    for i, p in zip(ids[row], values[row], strict=True)
+                ]
+                out[number] = self._record(dataset, number, answers, parts)
         return out
 
     def _record(
@@ -102,9 +106,7 @@ class Predictor:
         example, best = dataset.examples[number], answers[0]
         names = parts.knowledge.kg.names
         mentions = [
-            [m.start, m.end, names[e]]
-            for m in parts.knowledge.link([example])[0]
-            for e in m.entities
+            [m.start, m.end, names[e]] for m in dataset.mentions[number] for e in m.entities
         ]
         share = parts.config.task.set_threshold if parts.config.task.kind == "kgqa" else 1.0
         return {
@@ -116,18 +118,18 @@ class Predictor:
             "mentions": mentions,
         }
 
-    def _dataset(self, trainer: Trainer, examples: Sequence[Example]) -> Dataset:
-        parts = trainer.parts
+    def _dataset(self, parts: Parts, examples: Sequence[Example]) -> Dataset:
         row, seed = parts.config.knowledge.row, parts.config.seed
         return with_row(parts.dataset(examples), parts.knowledge, row, seed)
 
     def evaluate(self, path: str | os.PathLike[str], kg: KG | None = None) -> dict[str, Any]:
         """The task's metrics on a labelled file, with the number of examples and the share of
         them that has a linked entity. Raises KeftError for a file that cannot be read and a label
-        that training never saw."""
-        trainer, _ = self._on(kg)
-        dataset = self._dataset(trainer, trainer.parts.read(str(path)))
-        scores = trainer.parts.task.summarise(trainer.evaluate(self._params, dataset))
+        that training never saw, NotFiniteError as `predict`."""
+        evaluator, _ = self._on(kg)
+        parts = evaluator.parts
+        dataset = self._dataset(parts, parts.read(str(path)))
+        scores = parts.task.summarise(evaluator.evaluate(self._params, dataset))
         linked = float((dataset.seeds[:, 0] >= 0).mean())
         return {"examples": len(dataset), "linked": linked, **scores}
 

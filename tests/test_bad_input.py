@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from keft_jax.config import KeftError
+from keft_jax.gain.run import GainRun
 from keft_jax.kg.store import KG
 from keft_jax.options import override, run_main
 from keft_jax.train.checkpoint import Checkpoints
@@ -135,6 +136,18 @@ def test_two_test_splits_of_one_name(fails, files, tmp_path):
     twin.write_text(ROW + "\n")
     line = fails("--data.test", str(files / "test.jsonl"), str(twin))
     assert str(twin) in line and "rename one" in line
+
+
+def test_selection_on_a_test_split(fails, files, tmp_path):
+    line = fails(f"--data.select={files}/../files/test.jsonl")
+    assert line.startswith("data.select = ") and "is one of data.test; choose on" in line
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes((files / "test.jsonl").read_bytes())
+    line = fails(f"--data.select={copy}")
+    assert line.startswith(f"data.select = '{copy}': holds the same examples as {files}/test.jsonl")
+    with pytest.raises(KeftError, match="holds the same examples"):
+        data = replace(tiny.config(files).data, select=str(copy))
+        GainRun(tiny.config(files, data=data), tmp_path / "gain", print)
 
 
 def test_more_examples_drawn_than_there_are(fails):

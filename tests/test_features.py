@@ -9,7 +9,7 @@ import tiny
 
 from keft_jax.config import ROWS as ROW_NAMES
 from keft_jax.config import KeftError
-from keft_jax.data.features import ROWS, with_row
+from keft_jax.data.features import ROWS, RowSpec, with_row
 from keft_jax.data.source import examples_from
 from keft_jax.gain.splits import hops_to_answer
 from keft_jax.kg.store import KG
@@ -129,6 +129,39 @@ def test_hops_to_answer(made):
         answers[i] = ids
         far = hops_to_answer(sub, answers)
         assert far[i] == expected and (np.delete(far, i) == -1).all()
+
+
+def test_a_row_draws_its_graph_once_for_all_splits(made, monkeypatch):
+    parts, data = made
+    drawn = []
+
+    def count(kg, seed):
+        drawn.append(seed)
+        return kg
+
+    monkeypatch.setitem(ROWS, "random", RowSpec(kg=count))
+    for seed in (11, 11, 12, 12, 12):
+        with_row(data, parts.knowledge, "true", seed)
+        with_row(data, parts.knowledge, "random", seed)
+    assert drawn == [11, 12]
+
+
+def test_given_spans_become_mentions(made):
+    parts, _ = made
+    text = "where does the old man live ?"
+    config = dataclasses.replace(parts.config.data, spans="at")
+    records = [
+        {"question": text, "at": [[11, 22, "person3"]]},
+        {"question": text, "at": [[11, 22, "nobody"]]},
+    ]
+    data = parts.dataset(examples_from(records, config))
+    kg = parts.knowledge.kg
+    assert data.seeds[:, 0].tolist() == [kg.id("person3"), -1]
+    assert [(m.start, m.end) for m in data.mentions[0]] == [(11, 22)]
+    encoded = parts.knowledge.vocabulary.tokenizer.encode(text)
+    inside = [t for t, (a, b) in enumerate(encoded.offsets) if 11 <= a < b <= 22]
+    mentions = data.table.mentions
+    assert (mentions.start[0, 0], mentions.end[0, 0]) == (inside[0], inside[-1] + 1)
 
 
 def test_another_graph_keeps_the_rows_of_known_entities(made):

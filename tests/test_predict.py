@@ -3,15 +3,20 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 import keft_jax
 from keft_jax.cli import run
-from keft_jax.config import KeftError, OptimConfig
+from keft_jax.config import DistillConfig, KeftError, ObjectiveConfig, OptimConfig
+from keft_jax.data.features import Knowledge
 from keft_jax.kg.store import KG
-from keft_jax.train.run import train
+from keft_jax.predict import ONE
+from keft_jax.sharding import make_mesh
+from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.run import load_run, train
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +103,43 @@ def test_graph_commands(trained, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
     with pytest.raises(KeftError, match="did you mean keft kg build"):
         run(["kg", "bild"])
+
+
+def test_a_distilled_run_answers_and_is_evaluated_without_its_teacher(trained, tmp_path):
+    folder, _ = trained
+    distill = DistillConfig(teacher=str(folder / "run"), weight=1.0)
+    student = tiny.config(folder, objective=ObjectiveConfig(distill=distill))
+    summary = train(student, tmp_path / "student", quiet=True)
+    model = keft_jax.load(tmp_path / "student")
+    assert model.predict(["where does person3 live ?"])[0]["answer"].startswith("town")
+    scores = model.evaluate(folder / "test.jsonl")
+    for metric, value in summary["scores"]["test"].items():
+        assert scores[metric] == pytest.approx(value)
+
+
+def test_parameters_that_are_no_numbers_are_refused_not_scored(trained, tmp_path):
+    folder, _ = trained
+    parts, params = load_run(folder / "run", make_mesh(ONE))
+    broken = keft_jax.Predictor(parts, jax.tree.map(lambda x: x * np.nan, params))
+    what = r"scores of 10 of 10 examples are not finite, first of .*test\.jsonl:1;"
+    with pytest.raises(NotFiniteError, match=what) as caught:
+        broken.evaluate(folder / "test.jsonl")
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 1
+    with pytest.raises(NotFiniteError, match="scores of 1 of 1"):
+        broken.predict(["where does person3 live ?"])
+
+
+def test_texts_are_linked_once(trained, monkeypatch):
+    model = keft_jax.load(trained[0] / "run")
+    linked = []
+    link = Knowledge.link
+    monkeypatch.setattr(
+        Knowledge, "link", lambda self, e: (linked.append(len(e)), link(self, e))[1]
+    )
+    texts = [f"where does person{i} live ?" for i in range(5)]
+    records = model.predict(texts)
+    assert linked == [5]
+    assert [r["mentions"][0][2] for r in records] == [f"person{i}" for i in range(5)]
 
 
 def test_what_is_no_run(tmp_path):

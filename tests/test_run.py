@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,12 @@ from keft_jax.config import (
     OptimConfig,
 )
 from keft_jax.options import override
-from keft_jax.train.checkpoint import Checkpoints, abstract_like
+from keft_jax.train.checkpoint import Checkpoints, abstract_like, save_params
 from keft_jax.train.dry_run import dry_run
-from keft_jax.train.loop import NotFiniteError, Trainer
+from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.loop import Trainer, fit
 from keft_jax.train.parts import load_parts
-from keft_jax.train.run import load_run, train
+from keft_jax.train.run import identify, load_run, ready, train
 from keft_jax.train.workdir import claim
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,7 +224,11 @@ def test_not_a_number_stops_with_the_step_and_the_examples(files):
     with pytest.raises(NotFiniteError, match=r"step \d+") as caught:
         train(config, folder, quiet=True)
     assert caught.value.exit_code == 1
-    assert "train.jsonl:" in str(caught.value) and "learning_rate" in str(caught.value)
+    message = str(caught.value)
+    ids, places = re.search(r"on the examples ([\d, ]+) \((.*), \.\.\.\); lower", message).groups()
+    ids = [int(i) for i in ids.split(", ")]
+    assert len(ids) == 8 and "learning_rate" in message and "\n" not in message
+    assert places.split(", ") == [f"{files}/train.jsonl:{i + 1}" for i in ids[:4]]
     assert not (folder / "summary.json").exists()
     state, _ = last_state(folder)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
@@ -263,6 +269,48 @@ def test_other_data_in_the_same_directory_is_refused(files, tmp_path):
         out.write('{"question": "where is person1 ?", "answers": ["town1"]}\n')
     with pytest.raises(KeftError, match=r"data\.train: not what it was"):
         train(config, tmp_path / "run", quiet=True)
+
+
+def test_a_teacher_trained_again_is_other_data(finished, files, tmp_path):
+    config, folder, _ = finished
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(folder, teacher)
+    distill = DistillConfig(teacher=str(teacher), weight=1.0)
+    student = replace(config, objective=ObjectiveConfig(distill=distill))
+    student = replace(student, optim=replace(config.optim, steps=4))
+    train(student, run, quiet=True)
+    (run / "summary.json").unlink()
+    inputs = json.loads((run / "inputs.json").read_text())
+    assert inputs["objective.distill.teacher"] == identify(*load_run(teacher))
+    _, params = load_run(teacher)
+    save_params(teacher / "best", 24, jax.tree.map(lambda x: x + 1e-3, params))
+    with pytest.raises(KeftError, match=r"objective\.distill\.teacher: not what it was when"):
+        train(student, run, quiet=True)
+
+
+def test_a_teacher_that_reads_names_of_another_length_is_refused(finished, tmp_path):
+    config, folder, _ = finished
+    distill = DistillConfig(teacher=str(folder), weight=1.0)
+    student = replace(
+        config,
+        objective=ObjectiveConfig(distill=distill),
+        knowledge=replace(config.knowledge, name_pieces=3),
+    )
+    with pytest.raises(KeftError, match=r"its knowledge\.name_pieces is another"):
+        train(student, tmp_path / "run", quiet=True)
+
+
+def test_scores_on_the_selection_split_that_are_no_numbers_name_the_step(finished):
+    trainer = Trainer(load_parts(finished[1]))
+    parts = trainer.parts
+    data = ready(parts, parts.read(parts.config.data.select))
+
+    def evaluate(params, dataset):
+        return Trainer.evaluate(trainer, jax.tree.map(lambda x: x * np.nan, params), dataset)
+
+    trainer.evaluate = evaluate
+    with pytest.raises(NotFiniteError, match=r"^step 8: the scores of 10 of 10 examples are not"):
+        fit(trainer, ready(parts, parts.read(parts.config.data.train)), data, seed=0)
 
 
 def test_two_processes_do_not_share_a_directory(finished, files):

@@ -62,7 +62,7 @@ def test_values_become_texts(tmp_path):
 def test_malformed_lines_are_counted_with_their_place(tmp_path, caplog):
     bad = [
         b'{"question":', b"\xff\xfe{}", b"[1]", b"x" * 10_000_000, b'{"question": "a\\ud800"}',
-        b'{"qestion": "a"}', b'{"question": " "}', b'{"question": ["a"]}', b"[" * 100_000,
+        b'{"qestion": "a"}', b'{"question": " "}', b'{"question": ["a", "b"]}', b"[" * 100_000,
         b'{"question": "a\x00"}',
     ]  # fmt: skip
     filler = GOOD * 120  # so that the NUL byte does not stand where binary files are told
@@ -164,6 +164,51 @@ def test_given_mentions():
         [{"question": "Oslo in Norway", "topic": names}], DataConfig(entity="topic")
     )
     assert example.spans == ((0, 4, "oslo"), (8, 14, "Norway"), (0, 14, "Bergen"))
+
+
+SPANS = DataConfig(spans="at")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv"])
+def test_given_spans(tmp_path, name):
+    text, at = " Mr Hanks was in Oslo", [[1, 9, "Tom Hanks"], [17, 21, "Oslo"]]
+    rows = [(text, at), ("nobody was there", [])]
+    lines = [json.dumps({"question": t, "at": spans}) for t, spans in rows]
+    if name == "a.tsv":
+        lines = ["question\tat"] + [f"{t}\t{json.dumps(spans)}" for t, spans in rows]
+    found = read(tmp_path, name, "\n".join(lines).encode(), SPANS)
+    assert [e.spans for e in found] == [tuple(tuple(span) for span in at), ()]
+    assert found[0].text == text and found[0].text[1:9] == "Mr Hanks"
+
+
+def test_bad_spans_are_malformed_lines(tmp_path):
+    bad = [
+        ([[0, 99, "Oslo"]], "[0, 99] where 0 <= start < end <= 4"),
+        ([[-1, 2, "Oslo"]], "[-1, 2] where"),
+        ([[2, 2, "Oslo"]], "[2, 2] where"),
+        ([[0, 4]], "[0, 4] where [start, end, entity name] is expected"),
+        ([["0", 4, "Oslo"]], "['0', 4, 'Oslo'] where [start"),
+        ([[0, True, "Oslo"]], "[0, True, 'Oslo'] where [start"),
+        ([[0, 4, " "]], "[0, 4, ' '] where [start"),
+        (["Oslo"], "'Oslo' where [start"),
+        ({"start": 0}, "a dict where [[start"),
+        (3, "a int where [[start"),
+        ("[[0, 4,", "not JSON"),
+    ]
+    lines = [json.dumps({"question": "Oslo", "at": at}) for at, _ in bad]
+    lines += ['{"question": "Oslo"}', json.dumps({"question": "Oslo", "at": [[0, 4, "Oslo"]]})]
+    report = SourceReport()
+    (example,) = read(tmp_path, "a.jsonl", "\n".join(lines).encode(), SPANS, report=report)
+    assert example.spans == ((0, 4, "Oslo"),)
+    assert [line for _, line, _ in report.malformed] == list(range(1, len(bad) + 2))
+    reasons = [reason for _, _, reason in report.malformed]
+    for reason, (_, part) in zip(reasons, bad, strict=False):
+        assert part in reason and "data.spans = 'at'" in reason and "\n" not in reason
+    assert "no such field" in reasons[-1]
+    with pytest.raises(KeftError, match=r"input:1: data.spans"):
+        examples_from([{"question": "Oslo", "at": [[3, 1, "Oslo"]]}], SPANS)
+    with pytest.raises(KeftError, match=r"data\.spans = 'at': gives the mentions alone"):
+        DataConfig(spans="at", brackets=True)
 
 
 def test_examples_in_memory_are_refused_one_by_one():

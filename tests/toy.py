@@ -16,11 +16,10 @@ from keft_jax.config import (
     OptimConfig,
     TaskConfig,
 )
-from keft_jax.data.batch import AnswerTarget, Batch, LabelTarget, Mentions
+from keft_jax.data.batch import AnswerTarget, Batch, LabelTarget, Mentions, Names
 from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
-from keft_jax.models.heads import Names
 from keft_jax.sharding import batch_sharding, make_mesh, replicated
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.train.objective import Objective, make_terms

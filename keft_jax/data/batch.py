@@ -53,6 +53,15 @@ class Batch:
     example: Array  # i32[b]: number in its data set; -1: padding
 
 
+@flax.struct.dataclass
+class Names:
+    """The word pieces of every entity's name, end to end."""
+
+    pieces: Array  # i32[p]; 0: padding
+    owner: Array  # i32[p], rising: the entity that a piece belongs to
+    count: Array  # i32[c]: pieces of each entity; 0: a spare row, never an answer
+
+
 def token_mask(batch: Batch) -> jax.Array:
     """bool[b, l]: which tokens are real."""
     return jnp.arange(batch.tokens.shape[1])[None, :] < batch.length[:, None]

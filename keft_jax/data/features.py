@@ -7,35 +7,37 @@ row of the gain table, which changes these arrays and nothing else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jraph
 import numpy as np
 import tokenizers
 
 from keft_jax.config import KeftError, KnowledgeConfig
-from keft_jax.data.batch import Batch, Mentions, take
+from keft_jax.data.batch import Batch, Mentions, Names, take
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import encode
 from keft_jax.kg.controls import rewire, shuffle_entities
 from keft_jax.kg.linking.string import Mention, StringLinker
 from keft_jax.kg.store import KG
 from keft_jax.kg.subgraph import Budget, Subgraphs, extract
-from keft_jax.models.heads import Names
-from keft_jax.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class RowSpec:
     """What a row of the gain table is given of the graph."""
 
-    kg: Callable[[KG, int], KG] = lambda kg, seed: kg
-    seeded: bool = False
+    kg: Callable[[KG, int], KG] | None = None  # draws another graph by a seed
     mentions: bool = True
     neighbours: bool = True
     edges: bool = True
     relations: bool = True
+
+    @property
+    def seeded(self) -> bool:
+        return self.kg is not None
 
 
 ROWS: dict[str, RowSpec] = {
@@ -43,8 +45,8 @@ ROWS: dict[str, RowSpec] = {
     "dictionary": RowSpec(neighbours=False, edges=False),
     "candidates": RowSpec(edges=False),
     "untyped": RowSpec(relations=False),
-    "shuffled": RowSpec(kg=shuffle_entities, seeded=True),
-    "random": RowSpec(kg=rewire, seeded=True),
+    "shuffled": RowSpec(kg=shuffle_entities),
+    "random": RowSpec(kg=rewire),
     "true": RowSpec(),
 }
 
@@ -108,6 +110,7 @@ class Knowledge:
         self.names, self._pieces = make_names(kg, vocabulary.tokenizer, config.name_pieces)
         self._rows = np.append(vocabulary.rows_of(kg), 0)
         self._relations = vocabulary.relations_of(kg)
+        self._drawn: tuple[tuple[str, int], KG] | None = None
 
     def link(self, examples: Sequence[Example]) -> list[list[Mention]]:
         """Mentions given in the data are taken as they are; else names are looked for."""
@@ -121,12 +124,21 @@ class Knowledge:
             for e, mentions in zip(examples, found, strict=True)
         ]
 
+    def graph_of(self, row: str, seed: int) -> KG:
+        """The graph that a row reads. The last one drawn is kept: it serves every split."""
+        draw = ROWS[row].kg
+        if draw is None:
+            return self.kg
+        if self._drawn is None or self._drawn[0] != (row, seed):
+            self._drawn = (row, seed), draw(self.kg, seed)
+        return self._drawn[1]
+
     def subgraphs(self, seeds_bm: np.ndarray, row: str, seed: int) -> Subgraphs:
         """The part of the graph that a row of the gain table is given."""
         spec, c = ROWS[row], self.config
         budget = Budget(nodes=c.nodes, edges=c.edges, hops=c.hops if spec.neighbours else 0)
-        kg = spec.kg(self.kg, seed)
-        out = extract(kg, seeds_bm if spec.mentions else np.full_like(seeds_bm, -1), budget)
+        seeds_bm = seeds_bm if spec.mentions else np.full_like(seeds_bm, -1)
+        out = extract(self.graph_of(row, seed), seeds_bm, budget)
         if not spec.edges:
             pad = np.broadcast_to(out.n_node[:, None], out.senders.shape)
             nothing = np.zeros_like(out.relation)
@@ -167,6 +179,7 @@ class Dataset:
 
     examples: list[Example]
     lengths: np.ndarray  # i32[N] tokens
+    mentions: list[list[Mention]]  # linked in each text
     seeds: np.ndarray  # i32[N, m] linked entities, -1: none
     cut: np.ndarray  # bool[N]: a budget cut this subgraph
     table: Batch  # of all examples
@@ -182,9 +195,12 @@ class Dataset:
 
 
 def make_dataset(
-    examples: Sequence[Example], knowledge: Knowledge, task: Task, longest: int
+    examples: Sequence[Example], knowledge: Knowledge, targets: Mapping[str, Any], longest: int
 ) -> Dataset:
-    """The text half; the graph half is that of row `none` until `with_row`."""
+    """The text half; the graph half is that of row `none` until `with_row`.
+
+    targets: {term: struct of numpy arrays, one row for each example}.
+    """
     examples = list(examples)
     tokens = encode(
         knowledge.vocabulary.tokenizer,
@@ -197,7 +213,8 @@ def make_dataset(
     lengths = np.array([len(i) for i in tokens.ids], np.int32)
     start, end = np.zeros((2, count, most), np.int32)
     seeds = np.full((count, most), -1, np.int32)
-    for row, mentions in enumerate(knowledge.link(examples)):
+    linked = knowledge.link(examples)
+    for row, mentions in enumerate(linked):
         ids[row, : lengths[row]] = tokens.ids[row]
         types[row, : lengths[row]] = tokens.types[row]
         spans = tokens.spans(row, [(m.start, m.end) for m in mentions])
@@ -214,10 +231,11 @@ def make_dataset(
         length=lengths,
         graph=None,
         mentions=Mentions(start=start, end=end, node=np.full((count, most), -1, np.int32)),
-        targets={task.term: task.targets(examples)},
+        targets=dict(targets),
         example=np.arange(count, dtype=np.int32),
     )
-    text = Dataset(examples, lengths, seeds, np.zeros(count, bool), table, tokens.truncated)
+    cut = np.zeros(count, bool)
+    text = Dataset(examples, lengths, linked, seeds, cut, table, tokens.truncated)
     return with_row(text, knowledge, "none", 0)
 
 

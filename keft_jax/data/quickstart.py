@@ -10,7 +10,6 @@ city), and an answer to any of them may be wrong here: only the relation tells.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from keft_jax.data.gazetteer import Country, Gazetteer, build_gazetteer, fold
+from keft_jax.files import write_atomic
 from keft_jax.kg.linking.string import StringLinker
 from keft_jax.kg.store import KG
 
@@ -357,13 +357,4 @@ def _most_common(rows: list[dict]) -> tuple[str, int]:
 
 
 def _write(file: Path, lines: Iterable[str]) -> None:
-    """Lines to a file, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as out:
-            out.writelines(line + "\n" for line in lines)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(file, "".join(line + "\n" for line in lines))

@@ -15,7 +15,7 @@ from keft_jax.kg.linking.string import parse_brackets
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("text", "pair", "label", "answers", "entity", "pattern", "cluster")
+ROLES = ("text", "pair", "label", "answers", "entity", "spans", "pattern", "cluster")
 LISTS = ("answers", "entity")
 Fields = Mapping[str, tuple[str, bool]]
 """role -> (name of its field, whether a record must have it)."""
@@ -56,15 +56,15 @@ def read_examples(
 ) -> list[Example]:
     """Examples of a file, in its order; formats as in `records.read_records`.
 
-    In a table, several answers or entities in one cell stand between `|`. A field that holds a
-    single answer in JSON may be a string.
+    In a table, several answers or entities in one cell stand between `|`, and spans as JSON. A
+    field that holds a single answer in JSON may be a string.
 
     Args:
       path: file, or `-` for stdin.
       data: which field holds what.
       need: roles besides the text that every record must have: "label", "answers", "pattern" or
-        "cluster". Otherwise they may be absent (texts to predict have no label). `pair` and
-        `entity` are needed whenever the config names them.
+        "cluster". Otherwise they may be absent (texts to predict have no label). `pair`,
+        `entity` and `spans` are needed whenever the config names them.
       report: filled with the count and the places of malformed lines, which are logged as well.
 
     Raises:
@@ -128,7 +128,7 @@ def _fields(data: DataConfig, need: Sequence[str]) -> Fields:
         if needed and not name:
             raise KeftError(f"data.{role} = '': needed here; name the field that holds it")
         if name:
-            fields[role] = (name, needed or role in ("pair", "entity"))
+            fields[role] = (name, needed or role in ("pair", "entity", "spans"))
     return fields
 
 
@@ -137,6 +137,8 @@ def _example(
 ) -> Example:
     values: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, ())
     for role, (name, needed) in fields.items():
+        if name in record and role == "spans":
+            continue  # no strings: see below; none at all is right for a text without a mention
         if name in record:
             values[role] = _strings(record[name], role, name)
         elif needed:
@@ -145,6 +147,8 @@ def _example(
             raise _BadRecord(f"data.{role} = {name!r}: empty")
     text, entities = values["text"][0], values["entity"]
     spans: tuple[tuple[int, int, str], ...] = tuple(_locate(text, name) for name in entities)
+    if data.spans:
+        spans = _given_spans(record[data.spans], data.spans, text)
     if data.brackets:
         text, places = parse_brackets(text)
         if len(entities) != len(places):  # no name for each: what is marked is the name
@@ -188,6 +192,38 @@ def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
         raise _BadRecord(f"data.{role} = {name!r}: half a UTF-16 surrogate pair") from None
     text = value if role in ("text", "pair") else value.strip()
     return (text,) if text.strip() else ()
+
+
+def _given_spans(value: Any, name: str, text: str) -> tuple[tuple[int, int, str], ...]:
+    """[[start, end, entity name], ...], or that as JSON in a table's cell."""
+    where = f"data.spans = {name!r}"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError):
+            raise _BadRecord(f"{where}: not JSON; write [[start, end, entity name], ...]") from None
+    if not isinstance(value, list | tuple):
+        raise _BadRecord(
+            f"{where}: a {type(value).__name__} where [[start, end, entity name], ...] is expected"
+        )
+    spans = []
+    for item in value:
+        if not (
+            isinstance(item, list | tuple)
+            and [type(part) for part in item] == [int, int, str]
+            and _strings(item[2], "spans", name)
+        ):
+            shown = repr(item)
+            shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+            raise _BadRecord(f"{where}: {shown} where [start, end, entity name] is expected")
+        start, end, entity = item
+        if not 0 <= start < end <= len(text):
+            raise _BadRecord(
+                f"{where}: [{start}, {end}] where 0 <= start < end <= {len(text)}, the length of "
+                "the text in characters"
+            )
+        spans.append((start, end, entity.strip()))
+    return tuple(spans)
 
 
 def _locate(text: str, name: str) -> tuple[int, int, str]:

@@ -7,7 +7,6 @@ alphabet in the order of a randomly seeded hash map, and ties between merges fol
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tokenizers import (
 )
 
 from keft_jax.config import KeftError, check
+from keft_jax.files import write_atomic
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_FREQUENCY = 2
@@ -152,17 +152,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def save_tokenizer(tok: Tokenizer, path: str | Path) -> None:
     """Writes a `tokenizer.json` whole or not at all."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as out:
-            out.write(tok.to_str(pretty=True))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, tok.to_str(pretty=True))
 
 
 def encode(

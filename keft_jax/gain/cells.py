@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from keft_jax.config import KeftError
+from keft_jax.files import write_atomic
 
 # What may differ between runs that are read as one table: which cells they made, and their looks.
 FREE = (
@@ -239,20 +240,6 @@ def _same_results(a: Cell, b: Cell) -> bool:
         for metric, values in metrics.items()
         if metric in a.metrics[split]
     )
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """The file is there with all of its content, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _pack(value: Any) -> np.ndarray:

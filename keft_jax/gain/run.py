@@ -35,7 +35,7 @@ from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN
 from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_of
 from keft_jax.gain.stats import summarise
-from keft_jax.train.coverage import cover, fingerprint
+from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, Trainer, fit
 from keft_jax.train.parts import build
 from keft_jax.train.run import load_teacher
@@ -56,6 +56,8 @@ class GainRun:
         self.tests = {Path(f).name.split(".")[0]: self._read_test(f) for f in config.data.test}
         if len(self.tests) < len(config.data.test):
             raise KeftError(f"data.test = {config.data.test!r}: two files give one split name")
+        for path, test in zip(config.data.test, self.tests.values(), strict=True):
+            refuse_selection_on_test(config.data.select, self.select.examples, path, test.examples)
         self.trainer = Trainer(self.parts, load_teacher(self.parts))
         self.metric = config.eval.metric or self.parts.task.metrics[0]
         if self.metric not in self.parts.task.metrics:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from keft_jax.config import KeftError
+from keft_jax.files import write_atomic
 
 FORMAT = "keft_jax.kg"
 LAYOUT = 1
@@ -61,9 +62,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, obj
                 "sha256": _checksum(path),
             }
         content = {"format": FORMAT, "layout": LAYOUT, **meta, "files": files}
-        with (new / "meta.json").open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            _flush(file)
+        write_atomic(new / "meta.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         _flush_folder(new)
         _swap(new, folder, folder.parent / f".{folder.name}.old-{mark}")
     except BaseException:

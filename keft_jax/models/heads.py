@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import Config
-from keft_jax.data.batch import Batch, node_mask
+from keft_jax.data.batch import Batch, Names, node_mask
 from keft_jax.models.functional import normal, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.layers import LayerNorm, Linear, dropout, gelu, glorot
 from keft_jax.sharding import shard
-
-
-@flax.struct.dataclass
-class Names:
-    """The word pieces of every entity's name, end to end."""
-
-    pieces: Any  # i32[p]; 0: padding
-    owner: Any  # i32[p], rising: the entity that a piece belongs to
-    count: Any  # i32[c]: pieces of each entity; 0: a spare row, never an answer
 
 
 class ClassifyHead(nnx.Module):

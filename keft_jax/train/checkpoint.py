@@ -27,9 +27,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from keft_jax.config import KeftError
+from keft_jax.files import write_atomic
 from keft_jax.train.loop import Progress
 from keft_jax.train.manifest import checksums, describe, refuse_difference, seal, verify
-from keft_jax.train.parts import write_text
 from keft_jax.train.state import State
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Steps:
 
     def _certify(self, number: int, manifest: dict[str, Any]) -> None:
         content = manifest | {"files": checksums(self.folder / str(number))}
-        write_text(self._manifest(number), seal(content))
+        write_atomic(self._manifest(number), seal(content))
         good = [n for n in self.numbers() if self._manifest(n).exists()]
         for old in set(self.numbers()) - set(good[: self.keep]):
             self._delete(old)

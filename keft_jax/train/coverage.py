@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from keft_jax.config import KeftError
 from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example
 from keft_jax.kg.subgraph import Subgraphs, survival
@@ -63,3 +64,15 @@ def fingerprint(examples: Sequence[Example]) -> str:
         row = [e.text, e.pair, e.label, e.answers, e.spans]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
+
+
+def refuse_selection_on_test(
+    select: str, selected: Sequence[Example], test: str, tested: Sequence[Example]
+) -> None:
+    """Raises KeftError where the examples of the file `select` are those of the file `test`:
+    what is chosen on the reported examples is fitted to them."""
+    if fingerprint(selected) == fingerprint(tested):
+        raise KeftError(
+            f"data.select = {select!r}: holds the same examples as {test} of data.test; choose on "
+            "examples of their own"
+        )

@@ -12,40 +12,27 @@ import jax
 import numpy as np
 
 from keft_jax.config import Config, KeftError
-from keft_jax.data.batch import Batch
-from keft_jax.data.features import Dataset, round_up
-from keft_jax.data.plan import BatchPlan, eval_batches
-from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.data.features import Dataset
+from keft_jax.data.plan import BatchPlan
+from keft_jax.sharding import replicated
+from keft_jax.train.evaluator import Evaluator, NotFiniteError
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
 from keft_jax.train.parts import Parts
 from keft_jax.train.state import State, make_state, state_shardings
-from keft_jax.train.step import (
-    compile_eval_step,
-    compile_train_step,
-    make_eval_step,
-    make_train_step,
-)
+from keft_jax.train.step import compile_train_step, make_train_step
 
 Scalars = dict[str, float]
 
 
-class NotFiniteError(KeftError):
-    """The loss is not a number any more."""
-
-    exit_code = 1
-
-
-class Trainer:
+class Trainer(Evaluator):
     """Compiled functions of one model, reused over seeds, rows and learning rates."""
 
     def __init__(self, parts: Parts, teacher: tuple[Parts, Any] | None = None):
         """teacher: the parts of another run and its parameters, for distillation."""
+        super().__init__(parts)
         config = parts.config
-        self.parts, self.mesh = parts, make_mesh(config.mesh)
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self._check_divides(ways)
-        self.eval_batch = round_up(config.eval.batch, ways)
+        self._check_divides(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         self.tx = make_optimizer(config.optim, parts.model.abstract())
         terms = make_terms(config.objective, parts.task, teacher[0].model if teacher else None)
         objective = Objective(parts.model, terms)
@@ -56,8 +43,6 @@ class Trainer:
         self.train_step = compile_train_step(
             make_train_step(objective, self.tx, config.optim.accumulate), self.shardings, self.mesh
         )
-        self._eval_step = compile_eval_step(make_eval_step(parts.model, parts.task), self.mesh)
-        self._names = jax.device_put(parts.knowledge.names, replicated(self.mesh))
         self._teacher = {"teacher": teacher[1]} if teacher else {}
 
     def _check_divides(self, ways: int) -> None:
@@ -72,27 +57,10 @@ class Trainer:
         """What the step reads and never changes."""
         peak = self.parts.config.optim.learning_rate if learning_rate is None else learning_rate
         rate = jax.device_put(np.float32(peak), replicated(self.mesh))
-        return {"names": self._names, "learning_rate": rate, **self._teacher}
-
-    def put(self, batch: Batch) -> Batch:
-        """To the devices, cut along the batch."""
-        return jax.device_put(batch, batch_sharding(self.mesh))
+        return {"names": self.names, "learning_rate": rate, **self._teacher}
 
     def fresh(self, seed: int) -> State:
         return self.init(jax.random.key(seed))
-
-    def evaluate(self, params: Any, dataset: Dataset) -> dict[str, np.ndarray]:
-        """Per-example rows of a split, in its order."""
-        config = self.parts.config
-        frozen = {"names": self._names}
-        out = []
-        for length, indices in eval_batches(dataset.lengths, self.eval_batch, config.data.buckets):
-            out.append(self._eval_step(params, frozen, self.put(dataset.batch(length, indices))))
-        rows = [jax.device_get(r) for r in out]
-        order = np.concatenate([r["example"] for r in rows])
-        merged = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
-        place = np.argsort(np.where(order < 0, len(order), order), kind="stable")
-        return {name: value[place[: len(dataset)]] for name, value in merged.items()}
 
     @property
     def compilations(self) -> int:
@@ -165,10 +133,11 @@ def fit(
         scalars = {k: float(s / w) for k, (s, w) in jax.device_get(metrics).items()}
         bad = [k for k in ("loss/total", "grad_norm") if not np.isfinite(scalars[k])]
         if bad:
-            ids = ", ".join(train.examples[i].where or str(i) for i in indices[:8])
+            batch = [train.examples[i] for i in indices]
             raise NotFiniteError(
-                f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples {ids}"
-                f"{', ...' if len(indices) > 8 else ''}; lower optim.learning_rate or look at "
+                f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples "
+                f"{', '.join(str(e.id) for e in batch)} ({', '.join(e.where for e in batch[:4])}"
+                f"{', ...' if len(batch) > 4 else ''}); lower optim.learning_rate or look at "
                 "these examples. Checkpoints stay as they were"
             )
         now = time.perf_counter()
@@ -190,13 +159,12 @@ def fit(
         last, interrupted = done == config.optim.steps, hooks.stopping()
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
-            rows = trainer.evaluate(state.params, select)
-            if not np.isfinite(rows["probability"]).all():
+            try:
+                rows = trainer.evaluate(state.params, select)
+            except NotFiniteError as error:
                 raise NotFiniteError(
-                    f"step {done}: the scores of {int(np.sum(~np.isfinite(rows['probability'])))} "
-                    f"of {len(select)} selection examples are not numbers; lower "
-                    "optim.learning_rate. Checkpoints stay as they were"
-                )
+                    f"step {done}: {error}. Checkpoints stay as they were"
+                ) from error
             scores = trainer.parts.task.summarise(rows)
             value = pick(scores, metric)
             hooks.log(done, {f"select/{name}": v for name, v in scores.items()})

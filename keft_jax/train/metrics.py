@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from keft_jax.train.parts import write_text
+from keft_jax.files import write_atomic
 
 
 class MetricsFile:
@@ -28,7 +28,7 @@ class MetricsFile:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     break  # cut off in the middle: it was the last one
-        write_text(path, "".join(kept))
+        write_atomic(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
         self._step, self._values = step, {}  # type: int, dict[str, float | None]
 

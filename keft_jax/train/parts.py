@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from keft_jax.config import Config, KeftError, from_json, to_json
 from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
 from keft_jax.data.source import Example, read_examples
 from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
+from keft_jax.files import write_atomic
 from keft_jax.kg.io import build_kg
 from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
@@ -36,7 +36,8 @@ class Parts:
     labels: tuple[str, ...]
 
     def dataset(self, examples: Sequence[Example]) -> Dataset:
-        return make_dataset(examples, self.knowledge, self.task, self.config.data.buckets[-1])
+        targets = {self.task.term: self.task.targets(examples)}
+        return make_dataset(examples, self.knowledge, targets, self.config.data.buckets[-1])
 
     def read(self, path: str) -> list[Example]:
         """The labelled examples of a file."""
@@ -133,9 +134,9 @@ def save_parts(parts: Parts, folder: Path) -> None:
     """Everything but the parameters; config.json last, so that its presence means the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(parts.knowledge.vocabulary.tokenizer, folder / "tokenizer.json")
-    write_text(folder / "labels.json", json.dumps(parts.labels, ensure_ascii=False))
+    write_atomic(folder / "labels.json", json.dumps(parts.labels, ensure_ascii=False))
     parts.knowledge.kg.save(folder / "kg")
-    write_text(folder / "config.json", to_json(parts.config))
+    write_atomic(folder / "config.json", to_json(parts.config))
 
 
 def load_parts(folder: Path) -> Parts:
@@ -152,16 +153,3 @@ def load_run_config(folder: Path) -> Config:
     if not file.is_file():
         raise KeftError(f"{folder}: no run's directory (no config.json); give what train.py made")
     return from_json(file.read_text(), str(file))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically: the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,18 +32,19 @@ from jax.sharding import Mesh
 from keft_jax.config import Config, KeftError, MeshConfig, config_hash, to_json
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.source import Example
+from keft_jax.files import write_atomic
 from keft_jax.sharding import make_mesh
 from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
 from keft_jax.train.console import Display, introduce, print_summary
-from keft_jax.train.coverage import cover, fingerprint
-from keft_jax.train.loop import Fit, Hooks, NotFiniteError, Scalars, Trainer, fit, make_plan, pick
+from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
+from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.loop import Fit, Hooks, Scalars, Trainer, fit, make_plan, pick
 from keft_jax.train.metrics import MetricsFile, TensorBoard
 from keft_jax.train.parts import (
     Parts,
     build,
     load_parts,
     save_parts,
-    write_text,
 )
 from keft_jax.train.state import State
 from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
@@ -73,7 +74,10 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     # Test splits are read twice: here, so that an error in them shows before hours of training.
     tests = split_names(config.data.test)
     for path in tests.values():
-        parts.task.targets(parts.read(path))
+        test = parts.read(path)
+        parts.task.targets(test)
+        if select is not None:
+            refuse_selection_on_test(config.data.select, select.examples, path, test)
     make_plan(config, train_set, config.seed)
     zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
     metric = config.eval.metric or parts.task.metrics[0]
@@ -84,14 +88,15 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         "data.select": fingerprint(select.examples) if select else "",
         "knowledge.kg": parts.knowledge.kg.hash,
         "vocabulary": digest(parts.knowledge.vocabulary.tokenizer.to_str()),
+        "objective.distill.teacher": identify(*teacher) if teacher else "",
     }
     with claim(folder):
         refuse_other_inputs(inputs, folder)
-        write_text(folder / "inputs.json", json.dumps(inputs, indent=2))
+        write_atomic(folder / "inputs.json", json.dumps(inputs, indent=2))
         if not (folder / "config.json").is_file():
             save_parts(parts, folder)
         elif (folder / "config.json").read_text() != to_json(config):  # in free fields
-            write_text(folder / "config.json", to_json(config))
+            write_atomic(folder / "config.json", to_json(config))
         covers = {"train": cover(train_set, parts)}
         introduce(console, trainer, covers["train"], select, folder)
         result = _fit(trainer, train_set, select, folder, console)
@@ -129,7 +134,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             "seconds": result.seconds,
             "compilations": trainer.compilations,
         }
-        write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+        write_atomic(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
     print_summary(summary, quiet=quiet)
     return summary
 
@@ -227,6 +232,11 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
     teacher, params = load_run(settings.teacher, make_mesh(parts.config.mesh))
     ours, its = parts.knowledge.vocabulary, teacher.knowledge.vocabulary
     for thing, a, b in (
+        (
+            "knowledge.name_pieces",
+            parts.config.knowledge.name_pieces,
+            teacher.config.knowledge.name_pieces,
+        ),
         ("task.kind", parts.config.task.kind, teacher.config.task.kind),
         ("tokenizer", ours.tokenizer.to_str(), its.tokenizer.to_str()),
         ("list of entities", list(ours.entities), list(its.entities)),
@@ -245,6 +255,16 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
             f"{longest}; shorten the bucket"
         )
     return teacher, params
+
+
+def identify(parts: Parts, params: Any) -> str:
+    """sha256 of a run's config and its best parameters: equal only where all its outputs are."""
+    out = hashlib.sha256(config_hash(parts.config).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(jax.device_get(leaf))
+        out.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        out.update(array.tobytes())
+    return out.hexdigest()
 
 
 @jax.jit

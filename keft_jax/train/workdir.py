@@ -56,7 +56,7 @@ def refuse_other_inputs(inputs: Mapping[str, str], folder: Path) -> None:
         return
     before = json.loads(file.read_text())
     for name, value in inputs.items():
-        if before[name] != value:
+        if before.get(name, "") != value:
             raise KeftError(
                 f"{name}: not what it was when {folder} was begun; put it back, or name another "
                 "--workdir"

@@ -1,0 +1,65 @@
+"""A model with its mesh, ready to be asked: no objective, no optimizer, no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from keft_jax.config import KeftError
+from keft_jax.data.batch import Batch
+from keft_jax.data.features import Dataset, round_up
+from keft_jax.data.plan import eval_batches
+from keft_jax.data.source import Example
+from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.train.parts import Parts
+from keft_jax.train.step import compile_eval_step, make_eval_step
+
+
+class NotFiniteError(KeftError):
+    """A loss, a score or a parameter is not a number any more."""
+
+    exit_code = 1
+
+
+class Evaluator:
+    """The compiled evaluation of one model; a finished run needs no more than this."""
+
+    def __init__(self, parts: Parts):
+        config = parts.config
+        self.parts, self.mesh = parts, make_mesh(config.mesh)
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        self.eval_batch = round_up(config.eval.batch, ways)
+        self.names = jax.device_put(parts.knowledge.names, replicated(self.mesh))
+        self._eval_step = compile_eval_step(make_eval_step(parts.model, parts.task), self.mesh)
+
+    def put(self, batch: Batch) -> Batch:
+        """To the devices, cut along the batch."""
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+    def evaluate(self, params: Any, dataset: Dataset) -> dict[str, np.ndarray]:
+        """Per-example rows of a split, in its order. Raises NotFiniteError where the model's
+        outputs are no numbers: a metric would count them as merely wrong."""
+        buckets, frozen = self.parts.config.data.buckets, {"names": self.names}
+        out = []
+        for length, indices in eval_batches(dataset.lengths, self.eval_batch, buckets):
+            out.append(self._eval_step(params, frozen, self.put(dataset.batch(length, indices))))
+        rows = [jax.device_get(r) for r in out]
+        order = np.concatenate([r["example"] for r in rows])
+        merged = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+        place = np.argsort(np.where(order < 0, len(order), order), kind="stable")
+        merged = {name: value[place[: len(dataset)]] for name, value in merged.items()}
+        refuse_not_finite(merged["probability"], dataset.examples)
+        return merged
+
+
+def refuse_not_finite(probability: np.ndarray, examples: Sequence[Example]) -> None:
+    """Raises NotFiniteError where a row of [examples, ...] is not finite."""
+    bad = np.flatnonzero(~np.isfinite(probability.reshape(len(examples), -1)).all(1))
+    if len(bad):
+        raise NotFiniteError(
+            f"the scores of {len(bad)} of {len(examples)} examples are not finite, first of "
+            f"{examples[bad[0]].where}; train with a lower optim.learning_rate"
+        )
