@@ -42,10 +42,11 @@ def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanatio
     """`explain(params, dataset, number)`: the answer to one example and the facts behind it. One
     compilation serves all examples of one text length."""
     parts, size = trainer.parts, trainer.eval_batch
-    names = trainer.frozen()["names"]
+    # An argument: closed over, the names of all entities would be a constant of the program.
+    given = trainer.frozen()["names"]
 
     @jax.jit
-    def probabilities(params: Any, batch: Batch) -> jax.Array:
+    def probabilities(params: Any, names: Any, batch: Batch) -> jax.Array:
         return jax.nn.softmax(parts.model.apply(params, batch, names).logits)
 
     def ask(params: Any, batch: Batch) -> np.ndarray:
@@ -53,7 +54,7 @@ def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanatio
         for start in range(0, len(batch.example), size):
             rows = np.minimum(np.arange(start, start + size), len(batch.example) - 1)
             part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
-            out.append(np.asarray(probabilities(params, trainer.put(part))))
+            out.append(np.asarray(probabilities(params, given, trainer.put(part))))
         return np.concatenate(out)[: len(batch.example)]
 
     def explain(params: Any, dataset: Dataset, number: int) -> Explanation:

@@ -17,10 +17,11 @@ from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.stats import summarise
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=y> & [/bold] $x$ ${1}"
-ROWS = {"majority": 0.3, "none": 0.3, "dictionary": 0.35, "shuffled": 0.3, "mine": 0.4, "true": 0.9}
+ROWS = {"majority": 0.3, "none": 0.3, "dictionary": 0.35, "shuffled": 0.3, "random": 0.3}
+ROWS |= {"mine": 0.4, "true": 0.9}
 
 
-def make_cells(split, seeds=5, n=60):
+def make_cells(split, seeds=5, n=60, rows=ROWS):
     rng = np.random.default_rng(0)
     return [
         Cell(
@@ -28,10 +29,10 @@ def make_cells(split, seeds=5, n=60):
             seed,
             {split: {"hits@1": (rng.random(n) < p).astype(np.float32)}},
             {split: [HOSTILE] * n},
-            [{"step": t, "loss": 1 / (t + 1), "select": p} for t in range(0, 100, 20)],
+            [{"step": t, "select": p * (t + 100) / 200} for t in range(0, 120, 20)],
             {"seconds": 3.2, "steps": 100},
         )
-        for row, p in ROWS.items()
+        for row, p in rows.items()
         for seed in range(seeds)
     ]
 
@@ -115,7 +116,7 @@ def test_page_holds_every_section_and_row(read):
     for row in ROWS:
         assert row in text
     assert "The knowledge helps: +" in text
-    assert "lacks the control random" in text
+    assert "Still rising at the last step: majority, none" in text
     assert "found a leak" in text
     assert "1.20 times" in text
 
@@ -127,14 +128,30 @@ def test_page_is_written_whole(made, tmp_path):
     assert (tmp_path / "r.html").read_text("utf-8").endswith("</html>")
 
 
-@pytest.mark.parametrize(("seeds", "sentence"), [(1, "No verdict"), (5, "The knowledge helps")])
-def test_verdict_leads_the_page(seeds, sentence, tmp_path):
+NO_BETTER = "The knowledge does no better than dictionary; it is +"
+CANNOT = "This table cannot tell whether the knowledge helps: +"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "change", "sentence", "flag"),
+    [
+        (1, {}, "No verdict", ""),
+        (5, {}, "The knowledge helps: +", ""),
+        (5, {"random": None}, CANNOT, "lacks the control random"),
+        (5, {"true": 0.7, "dictionary": 1.0}, NO_BETTER, "but dictionary does better"),
+        (5, {"true": 0.0, "none": 0.5}, "The knowledge hurts: −", ""),
+    ],
+)
+def test_verdict_leads_the_page(seeds, change, sentence, flag, tmp_path):
     split = Split("test", np.arange(60).astype(str), np.full(60, ""))
-    cells = make_cells("test", seeds)
+    rows = {row: p for row, p in (ROWS | change).items() if p is not None}
+    cells = make_cells("test", seeds, rows=rows)
     summary = summarise(cells, [split], "hits@1", task="kgqa", draws=200)
     write_report(tmp_path / "r.html", summary, cells, {}, [], {})
-    lead = re.search(r'class="lead">([^<]*)<', (tmp_path / "r.html").read_text("utf-8"))
+    page = (tmp_path / "r.html").read_text("utf-8")
+    lead = re.search(r'class="lead">([^<]*)<', page)
     assert lead and lead[1].startswith(sentence)
+    assert flag in page
 
 
 def test_table_on_a_terminal(made):
@@ -143,6 +160,7 @@ def test_table_on_a_terminal(made):
     print_table(summary, console)
     text = console.file.getvalue()
     assert split in text and "verdict: helps" in text and "leak: shared texts" in text
+    assert "Still rising at the last step: majority, none" in text
     for row in ROWS:
         assert row in text
 

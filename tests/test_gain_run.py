@@ -11,8 +11,10 @@ from keft_jax.config import GainConfig, KeftError, OptimConfig
 from keft_jax.gain import run as gain_run
 from keft_jax.gain.cells import Cell, load_table
 from keft_jax.gain.run import merge_tables, run_gain
+from keft_jax.gain.splits import audit_splits, given
+from keft_jax.train.loop import NotFiniteError
 
-ROWS = ("none", "untyped", "true")
+ROWS = ("none", "untyped", "shuffled", "true")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,18 @@ def table(config, tmp_path_factory):
     return folder, run_gain(config, folder, quiet=True)
 
 
+@pytest.fixture(scope="module")
+def shared_runner(config, tmp_path_factory):
+    return gain_run.GainRun(config, tmp_path_factory.mktemp("runner"), str)
+
+
+@pytest.fixture
+def runner(shared_runner, tmp_path):
+    """A table in a folder of its own; all of them share one compiled step."""
+    shared_runner.workdir = tmp_path
+    return shared_runner
+
+
 def test_summary(table, config):
     folder, summary = table
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -44,6 +58,7 @@ def test_summary(table, config):
     assert summary["compilations"] == 1
     assert summary["step_time_ratio"] > 0 and summary["coverage"]["test"]["linked"] == 1.0
     assert summary["leaks"]["selection"]["verdict"] == "ok"
+    assert summary["leaks"]["vocabulary"]["value"] is False
     for name in ("gain", "verdict", "config_hash", "kg_hash", "data_hash"):
         assert summary[name]
     page = (folder / "report.html").read_text()
@@ -57,6 +72,76 @@ def test_every_row_has_the_same_trials(table):
         first, second = (Cell.load(folder / "cells" / f"{row}-{seed}.npz") for seed in (0, 1))
         assert first.info["trials"] == 2 and second.info["trials"] == 1
         assert first.info["learning_rate"] == second.info["learning_rate"]
+
+
+def test_every_cell_has_every_metric(table):
+    for cell in load_table(table[0]).cells:
+        assert set(cell.metrics["test"]) == {"hits@1", "mrr", "precision", "recall", "set_f1"}
+
+
+def diverge_at(monkeypatch, *bad):
+    """Fits that cost nothing more, but for the learning rates that diverge."""
+    tried = []
+    fit = gain_run.fit
+
+    def made(trainer, train, select, *, seed, learning_rate):
+        tried.append(learning_rate)
+        if learning_rate in bad:
+            raise NotFiniteError("step 3: loss/total is nan")
+        return fit(trainer, train, select, seed=seed, learning_rate=learning_rate)
+
+    monkeypatch.setattr(gain_run, "fit", made)
+    return tried
+
+
+def test_a_diverging_learning_rate_is_left_out(runner, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(runner, "say", said.append)
+    sets = [runner.train, runner.select, *runner.tests.values()]
+    tried = diverge_at(monkeypatch, 1e-2)
+    first = runner._train("none", 0, sets)
+    assert first.info["diverged"] == [1e-2] and first.info["learning_rate"] == 1e-3
+    assert tried == [1e-2, 1e-3] and first.info["trials"] == 2
+    assert "none, seed 0: learning rate 0.01 is left out: step 3" in said[0]
+    # What the first seed chose diverges with the second: the next lower one.
+    dataclasses.replace(first, info=first.info | {"learning_rate": 1e-2}).save(tmp_path / "cells")
+    second = runner._train("none", 1, sets)
+    assert tried[2:] == [1e-2, 1e-3] and second.info["learning_rate"] == 1e-3
+    tried = diverge_at(monkeypatch, 1e-2, 1e-3)
+    with pytest.raises(KeftError, match=r"none, seed 0: diverges at every .* 0\.01, 0\.001;"):
+        runner._train("none", 0, sets)
+
+
+def test_drawn_examples_claim_no_more_than_is_known(table, runner, tmp_path):
+    drawn = json.loads((table[0] / "drawn.json").read_text())
+    assert drawn and all("none" in d["answers"] for d in drawn)
+    sets = [given(d, runner.parts) for d in (runner.train, runner.select, *runner.tests.values())]
+    cell = runner._train("true", 0, sets)
+    drawn = json.loads((tmp_path / "drawn.json").read_text())
+    right = cell.metrics["test"]["hits@1"] > 0.5
+    notes = {d["note"] for d in drawn}
+    assert notes <= {"right with the knowledge", "wrong with the knowledge"}
+    assert ("right with the knowledge" in notes) == right.any()
+
+
+def test_selection_on_a_reported_split_is_seen_by_its_examples(runner, config):
+    lines = [
+        runner.parts.dataset(runner.select.examples[i:] + runner.select.examples[:i])
+        for i in (0, 3)
+    ]
+    tests = {"select": runner.tests["test"], "other": lines[1]}
+    leaks = audit_splits(runner.parts, runner.train, lines[0], tests)
+    assert leaks["selection"]["verdict"] == "leak"
+    assert "examples of other, which" in leaks["selection"]["note"]
+    given_vocabulary = dataclasses.replace(
+        runner.parts,
+        config=dataclasses.replace(
+            config, data=dataclasses.replace(config.data, vocab="tokenizer.json")
+        ),
+    )
+    leaks = audit_splits(given_vocabulary, runner.train, runner.select, runner.tests)
+    assert leaks["vocabulary"]["verdict"] == "not applicable"
+    assert leaks["selection"]["verdict"] == "ok"
 
 
 def test_resumes_cell_by_cell(table, config, monkeypatch):
@@ -89,13 +174,16 @@ def test_another_config_is_refused(table, config):
 
 def test_tables_merge(table, config, tmp_path):
     folder, summary = table
-    for name, keep in (("a", ("none", "true", "majority")), ("b", ("untyped", "none", "true"))):
+    for name, keep in (
+        ("a", ("none", "true", "majority")),
+        ("b", ("untyped", "shuffled", "none", "true")),
+    ):
         done = load_table(folder)
         cells = [cell for cell in done.cells if cell.row in keep]
         dataclasses.replace(done, cells=cells).save(tmp_path / name)
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     merged = merge_tables([tmp_path / "a", tmp_path / "b"], tmp_path / "joint", quiet=True)
-    for row in ("none", "untyped", "true", "majority"):
+    for row in (*ROWS, "majority"):
         assert merged["scores"][row]["values"] == summary["scores"][row]["values"]
     assert "char_ngram" not in merged["scores"]
     assert (tmp_path / "joint" / "report.html").is_file()

@@ -10,12 +10,16 @@ import pytest
 
 from keft_jax.config import ROWS, Config, FusionConfig, KeftError
 from keft_jax.gain import audit as audits
-from keft_jax.gain.baselines import char_ngram, fit_char_ngram, majority_per_pattern
+from keft_jax.gain.baselines import char_ngram, fit_char_ngram, majority_per_pattern, score_single
 from keft_jax.gain.bootstrap import MAX_GROUPS, Estimate, group_clusters
 from keft_jax.gain.cells import Cell, Split, Table, load_table, merge, table_hash
-from keft_jax.gain.rows import BASELINES, NOTES, REFERENCES, describe_row, order_rows
+from keft_jax.gain.cells import _pack as pack
+from keft_jax.gain.cells import _write_npz as write_npz
+from keft_jax.gain.rows import BASELINES, COLOURS, NOTES, REFERENCES, describe_row, order_rows
 from keft_jax.gain.stats import summarise
 from keft_jax.gain.verdict import judge
+from keft_jax.tasks.classification import Classification
+from keft_jax.tasks.kgqa import KGQA
 
 CONFIG = Config(fusion=FusionConfig(kind="none"))
 
@@ -139,16 +143,20 @@ def test_many_clusters_are_dealt_into_groups():
     assert (groups[::2] == groups[1::2]).all(), "a cluster stays whole"
 
 
-def test_a_row_without_draws_stands_for_every_seed():
-    rng = np.random.default_rng(6)
-    values = {"true": [rng.random(50) for _ in range(5)], "none": [rng.random(50)] * 5}
-    fixed = Cell("majority", 0, {"test": {"hits@1": np.zeros(50, np.float32)}})
-    fixed.info["deterministic"] = True
-    got = summarise(
-        [*make_cells(values), fixed], [make_split(50)], "hits@1", task="kgqa", draws=200
-    )
-    assert len(got["versus"]["majority"]["values"]) == 5
-    assert got["best_text"]["row"] == "none"
+def test_rows_that_still_rise_are_named():
+    curves = {
+        "none": [[0.1, 0.2, 0.3]] * 5,  # rising
+        "random": [[0.1, 0.2, 0.3]] * 2 + [[0.1, 0.4, 0.3]] * 3,  # past its best in most seeds
+        "dictionary": [[0.1, 0.295, 0.3]] * 5,  # by less than a point
+        "shuffled": [[0.3]] * 5,  # nothing to compare
+        "true": [[0.1, 0.9, 0.9]] * 5,  # as good before
+    }
+    cells = make_cells({row: [np.ones(20)] * 5 for row in (*curves, "majority")})
+    for cell in cells:
+        scores = curves[cell.row][cell.seed] if cell.row in curves else []
+        cell.curve.extend({"step": t, "select": v} for t, v in enumerate(scores))
+    got = summarise(cells, [make_split(20)], "hits@1", task="kgqa", draws=200)
+    assert got["not_converged"] == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +202,10 @@ ABOVE, SAME, OPEN, BELOW = (0.1, 0.2), (-0.005, 0.008), (-0.02, 0.04), (-0.2, -0
         ((SAME, SAME, SAME, SAME), "no difference"),
         ((OPEN, OPEN, OPEN, OPEN), "cannot tell"),
         ((BELOW, OPEN, OPEN, OPEN), "hurts"),
-        ((ABOVE, BELOW, ABOVE, ABOVE), "hurts"),
+        ((BELOW, BELOW, ABOVE, ABOVE), "hurts"),
+        ((ABOVE, BELOW, ABOVE, ABOVE), "cannot tell"),
+        ((OPEN, BELOW, SAME, ABOVE), "cannot tell"),
+        ((SAME, BELOW, SAME, ABOVE), "no difference"),
     ],
 )
 def test_verdict_follows_the_hardest_control(sides, kind):
@@ -202,13 +213,38 @@ def test_verdict_follows_the_hardest_control(sides, kind):
     got = judge(estimates, REFERENCES)
     assert got["kind"] == kind and got["verdict"].startswith(kind)
     assert got["missing"] == []
-    assert (got["needed_n"] is not None) == (kind == "cannot tell")
+    assert (got["needed_n"] is not None) == (kind == "cannot tell" and BELOW not in sides)
+
+
+def test_verdict_names_the_control_that_does_as_well_or_better():
+    sides = {"none": ABOVE, "dictionary": BELOW, "shuffled": SAME, "random": ABOVE}
+    got = judge({row: estimate(*side) for row, side in sides.items()}, REFERENCES)
+    assert got["verdict"] == "cannot tell: helps over none, but dictionary does better"
+    assert got["rivals"] == ["dictionary"]
+    assert "-15.0 points [-20.0, -10.0] over dictionary; +15.0 points" in got["why"]
+    sides["dictionary"] = SAME
+    got = judge({row: estimate(*side) for row, side in sides.items()}, REFERENCES)
+    assert got["verdict"] == "no difference: dictionary and shuffled do as well"
+    assert got["rivals"] == ["dictionary", "shuffled"]
+    sides["none"] = BELOW
+    got = judge({row: estimate(*side) for row, side in sides.items()}, REFERENCES)
+    assert got["kind"] == "hurts" and got["rivals"] == []
+
+
+@pytest.mark.parametrize("lacking", REFERENCES[1:])
+def test_no_help_without_every_control(lacking):
+    estimates = {row: estimate(*ABOVE) for row in REFERENCES if row != lacking}
+    got = judge(estimates, REFERENCES)
+    assert got["verdict"] == f"cannot tell: the table lacks {lacking}"
+    assert got["missing"] == [lacking] and got["needed_n"] is None
+    assert got["why"].startswith("+15.0 points [+10.0, +20.0] over none")
 
 
 def test_verdict_names_what_is_missing():
     got = judge({"none": estimate(*ABOVE)}, REFERENCES)
-    assert got["kind"] == "helps" and got["missing"] == ["dictionary", "shuffled", "random"]
-    assert "not judged against dictionary, shuffled and random" in got["verdict"]
+    assert got["missing"] == ["dictionary", "shuffled", "random"]
+    assert got["verdict"] == "cannot tell: the table lacks dictionary, shuffled and random"
+    assert judge({"none": estimate(*BELOW)}, REFERENCES)["kind"] == "hurts"
     assert judge({"dictionary": estimate(*ABOVE)}, REFERENCES)["kind"] == "no verdict"
 
 
@@ -234,11 +270,10 @@ def test_needed_n_is_enough():
         none = [(rng.random(n) < 0.5).astype(float) for _ in range(5)]
         return {"none": none, "true": [np.maximum(v, rng.random(n) < 0.04) for v in none]}
 
-    small = table(60)
-    if summary_of(small)["kind"] == "cannot tell":
-        assert summary_of(table(min(summary_of(small)["needed_n"] * 2, 20_000)))["kind"] != (
-            "cannot tell"
-        )
+    small = summary_of(table(60), reference_rows=["none"])
+    if small["kind"] == "cannot tell":
+        more = table(min(small["needed_n"] * 2, 20_000))
+        assert summary_of(more, reference_rows=["none"])["kind"] != "cannot tell"
 
 
 def test_a_control_below_the_majority_raises_a_flag():
@@ -252,7 +287,7 @@ def test_a_control_below_the_majority_raises_a_flag():
 
 
 def test_every_row_of_the_config_is_described_and_ordered():
-    assert set(ROWS) | set(BASELINES) <= set(NOTES)
+    assert set(ROWS) | set(BASELINES) == set(NOTES) == set(COLOURS)
     assert order_rows(["true", "mine", *ROWS])[-2:] == ["mine", "true"]
     assert describe_row("mine") == ""
 
@@ -268,7 +303,7 @@ def make_table(seeds, rows=("none", "true"), data="d1", kg="k1", **config):
             seed,
             {"te/st\n": {"hits@1": rng.random(6).astype(np.float32), "f1": np.ones(6, "f4")}},
             {"te/st\n": ["Québec", "", "<b>", "北京", "a\nb", '"']},
-            [{"step": 1, "loss": 0.5, "select": 0.1}],
+            [{"step": 1, "select": 0.1}],
             {"seconds": 1.5, "steps": 3},
         )
         for row in rows
@@ -304,6 +339,24 @@ def test_a_damaged_cell_is_named(tmp_path, damage):
     path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
     with pytest.raises(KeftError, match=path.name):
         Cell.load(path)
+
+
+@pytest.mark.parametrize("row", ["../../out", "a/b", "", "none\n", "a.b", None])
+def test_a_row_that_leads_out_of_its_folder_is_refused(tmp_path, row):
+    path = tmp_path / "cells" / "none-0.npz"
+    head = {"row": row, "seed": 0, "curve": [], "info": {}, "choice": {}}
+    write_npz(path, {"": pack(head)})
+    with pytest.raises(KeftError, match=r"none-0\.npz: row"):
+        Cell.load(path)
+    with pytest.raises(KeftError, match="row"):
+        Cell(row, 0, {}).save(tmp_path / "other")
+    write_npz(path, {"": pack(head | {"row": "none", "seed": "../0"})})
+    with pytest.raises(KeftError, match=r"none-0\.npz: seed"):
+        Cell.load(path)
+    write_npz(path, {"x": np.zeros(1)})
+    with pytest.raises(KeftError, match=r"none-0\.npz: no cell"):
+        Cell.load(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["cells"]
 
 
 def test_a_pickle_is_not_read(tmp_path):
@@ -362,6 +415,21 @@ def test_majority_counts_every_right_answer_of_a_pattern():
     assert got == ["y", "x", "x"]
     with pytest.raises(KeftError, match="majority"):
         majority_per_pattern(["a"], [()], ["a"])
+
+
+def test_a_single_answer_has_every_metric():
+    got = score_single(["x", "y", "q"], [("x", "z", "x"), ("y",), ("x",)])
+    want = {
+        **{key: [1, 1, 0] for key in ("accuracy", "hits@1", "mrr", "precision")},
+        "recall": [0.5, 1, 0],
+        "set_f1": [2 / 3, 1, 0],
+    }
+    assert got.keys() == want.keys() >= {*KGQA.metrics, *Classification.metrics}
+    for metric, values in want.items():
+        np.testing.assert_allclose(got[metric], values, rtol=1e-6)
+    precision, recall = got["precision"], got["recall"]
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+    np.testing.assert_allclose(got["set_f1"], f1, rtol=1e-6)
 
 
 def test_char_ngram_reads_parts_of_words():
@@ -445,7 +513,7 @@ def test_audit_finds_planted_leaks_and_no_others():
         gold_edge=np.ones(n, bool),
     )
     got = audits.audit(
-        train, [clean, leaky], task="classification", selected_on=["leaky"], vocab_from_test=True
+        train, [clean, leaky], task="classification", reused=["leaky"], vocab_from_test=True
     )
     assert all({"value", "verdict", "note"} == set(check) for check in got.values())
     assert got["selection"]["verdict"] == got["vocabulary"]["verdict"] == "leak"
@@ -455,6 +523,14 @@ def test_audit_finds_planted_leaks_and_no_others():
         assert got[f"{check}/leaky"]["verdict"] == "leak", check
     for check in ("shared topics", "coverage and label"):
         assert got[f"{check}/leaky"]["verdict"] == "look", check
+
+
+def test_a_given_vocabulary_is_not_vouched_for():
+    train, test = audits.Audited("train", ["q"]), audits.Audited("test", ["r"])
+    got = audits.audit(train, [test], task="kgqa", selected_on="dev", vocab_from_test=None)
+    assert got["vocabulary"]["verdict"] == "not applicable"
+    assert got["vocabulary"]["note"].startswith("not known")
+    assert got["selection"]["verdict"] == "ok" and got["selection"]["value"] == "dev"
 
 
 def test_answers_in_the_graph_are_the_task_not_a_leak():

@@ -52,25 +52,27 @@ def audit(
     tests: Sequence[Audited],
     *,
     task: str,
-    selected_on: Sequence[str] = (),
-    vocab_from_test: bool = False,
+    selected_on: str = "",
+    reused: Sequence[str] = (),
+    vocab_from_test: bool | None = False,
     linker_from_test: bool = False,
     embeddings_from_test: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Check]:
-    """All checks of one table. `selected_on`: the splits (names or files) that chose checkpoints
-    and hyper-parameters; `embeddings_from_test`: None where no KG embeddings are used."""
+    """All checks of one table. `selected_on`: the file that chose checkpoints and
+    hyper-parameters; `reused`: reported splits whose examples it holds; `vocab_from_test`: None
+    where that is not known; `embeddings_from_test`: None where no KG embeddings are used."""
     checks: dict[str, Check] = {}
-    reported = {split.name for split in tests}
-    both = sorted(reported & set(selected_on))
     checks["selection"] = _check(
-        ", ".join(selected_on) or "nothing",
-        "leak" if both else "ok",
-        f"checkpoints were chosen on {', '.join(both)}, which is reported"
-        if both
+        selected_on or "nothing",
+        "leak" if reused else "ok",
+        f"checkpoints were chosen on the examples of {', '.join(reused)}, which is reported"
+        if reused
         else "checkpoints and hyper-parameters were chosen on a split that is not reported",
     )
-    checks["vocabulary"] = _yes_no(vocab_from_test, "vocabulary built from {} text")
+    checks["vocabulary"] = _yes_no(
+        vocab_from_test, "vocabulary built from {} text", "not known: the vocabulary was given"
+    )
     checks["linker"] = _yes_no(linker_from_test, "linker built from {} mentions")
     checks["embeddings"] = _yes_no(embeddings_from_test, "KG embeddings trained on {} facts")
     for split in tests:
@@ -96,9 +98,9 @@ def _absent(note: str) -> Check:
     return _check(None, "not applicable", note)
 
 
-def _yes_no(fault: bool | None, what: str) -> Check:
+def _yes_no(fault: bool | None, what: str, absent: str = "not used here") -> Check:
     if fault is None:
-        return _absent("not used here")
+        return _absent(absent)
     return _check(fault, "leak" if fault else "ok", what.format("test" if fault else "no test"))
 
 

@@ -34,6 +34,18 @@ _WORD_SHARES = (0.0, 0.3, 0.6)
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
+def score_single(said: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Every metric of every task, float32[n], for a model that gives one answer and no ranking:
+    its set is that answer, and a miss has no rank."""
+    hit = np.array([s in g for s, g in zip(said, gold, strict=True)], np.float32)
+    total = np.array([max(len(set(g)), 1) for g in gold], np.float32)
+    return {
+        **dict.fromkeys(("accuracy", "hits@1", "mrr", "precision"), hit),
+        "recall": hit / total,
+        "set_f1": 2 * hit / (1 + total),
+    }
+
+
 def majority_per_pattern(
     train_patterns: Sequence[str], train_answers: Answers, test_patterns: Sequence[str]
 ) -> list[str]:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +44,14 @@ class Cell:
     choice: dict[str, list[str]] = field(default_factory=dict)
     """split -> what was answered (n names or labels; empty where nothing was)."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """[{"step":, "loss":, "select":}] in the order of training."""
+    """[{"step":, "select":}] in the order of training."""
     info: dict[str, Any] = field(default_factory=dict)
-    """steps, seconds, best_step, learning_rate, ...; {"deterministic": True}: stands for every
-    seed, for models without any draw."""
+    """steps, seconds, best_step, learning_rate, diverged (learning rates), ..."""
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes <folder>/<row>-<seed>.npz in one move and gives its path."""
+        """Writes <folder>/<row>-<seed>.npz in one move and gives its path. KeftError for a row
+        that is no plain name."""
+        _check_name(self.row, self.seed, Path(folder))
         path = Path(folder) / f"{self.row}-{self.seed}.npz"
         arrays = {
             json.dumps([split, metric]): np.asarray(values, np.float32)
@@ -64,7 +66,11 @@ class Cell:
     def load(path: str | os.PathLike[str]) -> Cell:
         """Reads what `save` wrote. KeftError for a file that is damaged or something else."""
         arrays = _read_npz(Path(path))
-        head = _unpack(arrays.pop(""))
+        head = _unpack(arrays.pop("", _pack({})))
+        lacking = {"row", "seed", "choice", "curve", "info"} - head.keys()
+        if lacking:
+            raise KeftError(f"{path}: no cell ({min(lacking)!r} is not in it); make the cell anew")
+        _check_name(head["row"], head["seed"], Path(path))
         metrics: dict[str, dict[str, np.ndarray]] = {}
         for key, values in arrays.items():
             split, metric = json.loads(key)
@@ -112,6 +118,14 @@ class Table:
             cell.save(folder / "cells")
         save_splits(folder, self.splits)
         save_manifest(folder, self.manifest)
+
+
+def _check_name(row: object, seed: object, where: Path) -> None:
+    """Row and seed become a file's name, so that they must not lead out of its folder."""
+    if not (isinstance(row, str) and re.fullmatch(r"[\w-]+", row)):
+        raise KeftError(f"{where}: row {row!r}; a row's name has letters, digits, - and _ alone")
+    if not isinstance(seed, int):
+        raise KeftError(f"{where}: seed {seed!r} is no whole number; make the cell anew")
 
 
 def save_splits(folder: str | os.PathLike[str], splits: Sequence[Split]) -> None:

@@ -19,14 +19,12 @@ Curves = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 """row -> for each seed (steps, values)"""
 
 
-def read_curves(cells: Sequence[Cell], key: str) -> Curves:
+def read_curves(cells: Sequence[Cell]) -> Curves:
+    """Scores on the selection split."""
     curves: Curves = {}
     for row in order_rows(cell.row for cell in cells):
         for cell in sorted((c for c in cells if c.row == row), key=lambda c: c.seed):
-            points = [
-                (p["step"], p[key]) for p in cell.curve if p.get(key) is not None and "step" in p
-            ]
-            points = [(s, v) for s, v in points if np.isfinite(v)]
+            points = [(p["step"], p["select"]) for p in cell.curve if np.isfinite(p["select"])]
             if len(points) > 1:
                 steps, values = np.array(points, float).T
                 curves.setdefault(row, []).append((steps, values))

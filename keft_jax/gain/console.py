@@ -18,7 +18,7 @@ from rich.text import Text
 from keft_jax.gain.cells import Cell, write_atomic
 from keft_jax.gain.charts import mean_curve, read_curves
 from keft_jax.gain.rows import JUDGED, colour_row
-from keft_jax.gain.sections import Scale
+from keft_jax.gain.sections import Scale, note_rising
 from keft_jax.gain.verdict import MARGIN, count
 
 _TONES = {"helps": "bold green", "hurts": "bold red", "cannot tell": "bold yellow"}
@@ -55,6 +55,8 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
             if check["flag"]:
                 verdict.append(f"  control {row} is {check['note']}\n", "bold red")
         console.print(verdict)
+    if summary["not_converged"]:
+        console.print(Text(f"  {note_rising(summary['not_converged'])}", "dim"))
     for key, check in (summary.get("leaks") or {}).items():
         if check["verdict"] in ("leak", "look"):
             tone = "bold red" if check["verdict"] == "leak" else "yellow"
@@ -67,7 +69,7 @@ def plot(
 ) -> None:
     """Gains over every row with their intervals, split by split, and the learning curves."""
     scale, splits = Scale.of(summary), summary["splits"]
-    curves = read_curves(cells, "select")
+    curves = read_curves(cells)
     panels = len(splits) + bool(curves)
     rows = [row for row in summary["rows"] if row != JUDGED]
     figure = Figure(figsize=(4.2 * panels + 0.6, 1.5 + 0.36 * max(len(rows), 6)), dpi=160)

@@ -25,13 +25,14 @@ def draw_examples(
     plain: Cell | None,
     most: int,
 ) -> list[Drawn]:
-    """Examples that the knowledge won, of different patterns first, and up to two that it did not.
-    `params` are those of the cell `true`."""
+    """Examples that the knowledge won (without `plain`: got right), of different patterns first,
+    and up to two that it did not. `params` are those of the cell `true`."""
     right = true.metrics[split][metric] > 0.5
     other = np.zeros(len(right), bool) if plain is None else plain.metrics[split][metric] > 0.5
     missed = _spread(np.flatnonzero(~right), dataset)[:2]
     won = _spread(np.flatnonzero(right & ~other), dataset)[: most - len(missed)]
-    chosen = [(i, "right with the knowledge, wrong without") for i in won]
+    note = "right with the knowledge" + (", wrong without" if plain is not None else "")
+    chosen = [(i, note) for i in won]
     chosen += [(i, "wrong with the knowledge") for i in missed]
     explain = make_explainer(trainer)
     drawn = []

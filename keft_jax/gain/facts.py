@@ -104,13 +104,11 @@ def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
 
 
 def show_cost(cells: Sequence[Cell], rows: Sequence[str]) -> str:
-    keys = ("steps", "best_step", "learning_rate", "seconds", "examples_per_s", "compilations")
+    keys = ("steps", "best_step", "learning_rate", "seconds", "compilations")
     shown = [k for k in keys if any(k in c.info for c in cells)]
     if not shown:
         return ""
-    head = "".join(
-        f'<th class="n">{escape(k.replace("_per_s", "/s").replace("_", " "))}</th>' for k in shown
-    )
+    head = "".join(f'<th class="n">{escape(k.replace("_", " "))}</th>' for k in shown)
     lines = []
     for i, row in enumerate(rows):
         mine = [c.info for c in cells if c.row == row]

@@ -19,13 +19,14 @@ from keft_jax.gain.rows import JUDGED, PLAIN
 from keft_jax.gain.sections import (
     Drawn,
     Scale,
+    note_rising,
     show_curves,
     show_drawn,
     show_examples,
     show_slices,
     show_split,
 )
-from keft_jax.gain.verdict import count
+from keft_jax.gain.verdict import count, join_rows
 
 __all__ = ["Drawn", "plot", "print_table", "write_report"]
 
@@ -80,7 +81,8 @@ def render(
         ("Where it helped", "", show_slices(splits, scale)),
         (
             "How it learned",
-            "Strong lines are means over seeds, faint lines single seeds.",
+            "Strong lines are means over seeds, faint lines single seeds."
+            + (f" {note_rising(rising)}" if (rising := summary["not_converged"]) else ""),
             show_curves(cells, rows, metric, scale),
         ),
         (
@@ -121,12 +123,16 @@ def render(
 def _show_head(summary: Mapping[str, Any], config: Mapping[str, Any], scale: Scale) -> str:
     name = f"{config.get('name') or summary['task']} · {summary['task']} · gain table"
     gain, missing = summary["gain"], summary["missing"]
-    sentence = SENTENCES.get(summary["kind"], summary["verdict"])
+    rivals = join_rows(summary["rivals"]) if summary["rivals"] else ""
+    sentence = SENTENCES[summary["kind"]]
+    if rivals:
+        sentence = f"The knowledge does no better than {rivals}."
     if gain:
         unit = f" {scale.unit}" if scale.unit else ""
         sentence = (
-            f"{sentence[:-1]}: {scale.number(gain['mean'], True)}{unit} of {summary['metric']} "
-            f"{scale.interval(gain, True)} over the same model without it."
+            f"{sentence[:-1]}{'; it is' if rivals else ':'} {scale.number(gain['mean'], True)}"
+            f"{unit} of {summary['metric']} {scale.interval(gain, True)} over the same model "
+            "without it."
         )
     part = summary["splits"][summary["split"]]
     facts = f"On {summary['split']}: {count(part['n'], 'example')} in "

@@ -15,24 +15,22 @@ REFERENCES = ("none", "dictionary", "shuffled", "random")
 MAJORITY, CHAR_NGRAM = "majority", "char_ngram"
 BASELINES = (MAJORITY, CHAR_NGRAM)
 """Cheap text-only models that stand in the table as rows."""
-TEXT_ONLY = (PLAIN, "none-tuned", *BASELINES)
+TEXT_ONLY = (PLAIN, *BASELINES)
 """Rows that see no knowledge at all; the gain is also given against the best of them."""
 
 NOTES = {
     MAJORITY: "the most frequent training answer for each kind of question",
     CHAR_NGRAM: "character and word n-grams, kernel ridge regression, text alone",
     "none": "the same model and step, the empty graph",
-    "none-tuned": "plain BERT with the same number of trials",
     "dictionary": "linked entities as marks and ids, no facts",
     "candidates": "the true neighbours, no edges",
     "untyped": "the true edges, every relation the same",
-    "shuffled": "the whole graph, its entities swapped for like ones",
+    "shuffled": "the whole graph, every entity in the place of a like one",
     "random": "the same degrees, edges and relations at random",
-    "text": "the same facts, written into the input",
     JUDGED: "the knowledge",
 }
 
-_ORDER = (*BASELINES, "none", "none-tuned", *(row for row in ROWS if row not in ("none", "true")))
+_ORDER = (*BASELINES, "none", *(row for row in ROWS if row not in ("none", "true")))
 
 
 def order_rows(rows: Iterable[str]) -> list[str]:
@@ -56,13 +54,11 @@ COLOURS = {
     MAJORITY: ("#9aa1a9", "#7d8791"),
     CHAR_NGRAM: ("#555e68", "#b4bdc6"),
     "none": ("#7c848d", "#98a3ae"),
-    "none-tuned": ("#454c54", "#ccd3da"),
     "dictionary": ("#c58a00", "#f0b83f"),
     "candidates": ("#00835c", "#34c596"),
     "untyped": ("#7b5cc9", "#ac93f5"),
     "shuffled": ("#c44a00", "#ff8b52"),
     "random": ("#b04f8d", "#e78fc4"),
-    "text": ("#5b7a00", "#b1cc4a"),
     JUDGED: ("#0068ab", "#58b2f2"),
 }
 OTHER_COLOUR = ("#8a5a33", "#d3a377")

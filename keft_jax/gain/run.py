@@ -19,7 +19,7 @@ from rich.console import Console
 from keft_jax.config import Config, KeftError, config_hash
 from keft_jax.data.features import ROWS, Dataset, with_row
 from keft_jax.data.plan import BatchPlan
-from keft_jax.gain.baselines import fit_char_ngram, majority_per_pattern
+from keft_jax.gain.baselines import fit_char_ngram, majority_per_pattern, score_single
 from keft_jax.gain.cells import (
     Cell,
     load_table,
@@ -36,7 +36,7 @@ from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN
 from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_of
 from keft_jax.gain.stats import summarise
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
-from keft_jax.train.loop import Fit, Trainer, fit
+from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit
 from keft_jax.train.parts import build
 from keft_jax.train.run import load_teacher
 
@@ -134,25 +134,40 @@ class GainRun:
         sets = {"train": self.train, "select": self.select, **self.tests}
         return {name: fingerprint(dataset.examples) for name, dataset in sets.items()}
 
-    def _rates(self, row: str, seed: int) -> tuple[float, ...]:
-        """All learning rates for the first seed; for the others the one it chose."""
+    def _rates(self, row: str, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """All learning rates for the first seed; for the others the one it chose, and the lower
+        ones for where that diverges."""
         rates = self.config.gain.learning_rates or (self.config.optim.learning_rate,)
         first = self._file(row, self.config.seed)
         if seed == self.config.seed or not first.is_file():
-            return rates
-        return (Cell.load(first).info["learning_rate"],)
+            return rates, ()
+        chosen = Cell.load(first).info["learning_rate"]
+        return (chosen,), tuple(sorted((r for r in rates if r < chosen), reverse=True))
 
     def _train(self, row: str, seed: int, sets: Sequence[Dataset]) -> Cell:
         train, select, *tests = sets
-        rates = self._rates(row, seed)
+        rates, spare = self._rates(row, seed)
         best: tuple[float, float, Fit] | None = None
-        seconds = 0.0
-        for rate in rates:
-            one = fit(self.trainer, train, select, seed=seed, learning_rate=rate)
-            seconds += one.seconds
+        begin, trials, diverged = time.perf_counter(), 0, []
+        while rates:
+            rate, rates = rates[0], rates[1:]
+            trials += 1
+            try:
+                one = fit(self.trainer, train, select, seed=seed, learning_rate=rate)
+            except NotFiniteError as error:
+                diverged.append(rate)
+                self.say(f"{row}, seed {seed}: learning rate {rate:g} is left out: {error}")
+                if not rates and best is None:
+                    rates, spare = spare[:1], spare[1:]
+                continue
             score = one.progress.best
             if score is not None and (best is None or score > best[0]):
                 best = score, rate, one
+        if best is None and diverged:
+            raise NotFiniteError(
+                f"row {row}, seed {seed}: diverges at every learning rate, "
+                f"{', '.join(f'{rate:g}' for rate in diverged)}; add a lower one"
+            )
         if best is None:
             raise KeftError(f"row {row}, seed {seed}: no evaluation on {self.config.data.select}")
         score, rate, chosen = best
@@ -166,8 +181,9 @@ class GainRun:
             "best_step": chosen.progress.best_step,
             "select": score,
             "learning_rate": rate,
-            "trials": len(rates),
-            "seconds": seconds,
+            "trials": trials,
+            "diverged": diverged,
+            "seconds": time.perf_counter() - begin,
             "compilations": self.trainer.compilations,
         }
         cell = Cell(row, seed, metrics, choice, chosen.progress.curve, info)
@@ -211,8 +227,8 @@ class GainRun:
                     [gold_of(e) for e in drawn],
                     [e.pattern for e in dataset.examples],
                 )
-            right = [s in gold_of(e) for s, e in zip(said, dataset.examples, strict=True)]
-            metrics[name] = {self.metric: np.array(right, np.float32)}
+            scores = score_single(said, [gold_of(e) for e in dataset.examples])
+            metrics[name] = {m: scores[m] for m in self.parts.task.metrics}
             choice[name] = list(said)
         return Cell(row, seed, metrics, choice, [], {"seconds": time.perf_counter() - begin})
 
@@ -250,9 +266,7 @@ def _finish(table: GainRun, begin: float) -> dict[str, Any]:
     summary["coverage"] = {
         name: cover(given(d, table.parts), table.parts) for name, d in table.tests.items()
     }
-    summary["leaks"] = audit_splits(
-        table.parts, table.train, table.tests, Path(config.data.select).name.split(".")[0]
-    )
+    summary["leaks"] = audit_splits(table.parts, table.train, table.select, table.tests)
     summary["step_time_ratio"] = measure_cost(table.trainer, given(table.train, table.parts))
     summary["compilations"] = table.trainer.compilations
     summary["seconds"] = round(time.perf_counter() - begin, 1)

@@ -15,7 +15,7 @@ from keft_jax.gain.charts import draw_bar, draw_curves, draw_legend, nice_ticks,
 from keft_jax.gain.facts import chip
 from keft_jax.gain.network import draw_network, list_edges
 from keft_jax.gain.rows import JUDGED, PLAIN, describe_row
-from keft_jax.gain.verdict import count
+from keft_jax.gain.verdict import count, join_rows
 
 TONES = {"helps": "good", "hurts": "bad", "no difference": "", "cannot tell": "warn"}
 MAX_CARDS = 4
@@ -158,19 +158,16 @@ def _fold(title: str, content: str, folded: bool) -> str:
 
 
 def show_curves(cells: Sequence[Cell], rows: Sequence[str], metric: str, scale: Scale) -> str:
-    figures, drawn = [], []
-    for key, what, factor in (
-        ("select", f"{metric} on the selection split", scale.factor),
-        ("loss", "training loss", 1.0),
-    ):
-        curves = read_curves(cells, key)
-        drawn += [row for row in curves if row not in drawn]
-        if curves:
-            figures.append(f"<figure>{draw_curves(curves, rows, what, factor)}</figure>")
-    if not figures:
+    curves = read_curves(cells)
+    if not curves:
         return ""
-    legend = draw_legend([row for row in rows if row in drawn], rows)
-    return f'<div class="pair">{"".join(figures)}</div>{legend}'
+    figure = draw_curves(curves, rows, f"{metric} on the selection split", scale.factor)
+    legend = draw_legend([row for row in rows if row in curves], rows)
+    return f'<div class="pair"><figure>{figure}</figure></div>{legend}'
+
+
+def note_rising(rows: Sequence[str]) -> str:
+    return f"Still rising at the last step: {join_rows(rows)}; more optim.steps may move the gain."
 
 
 def compare(

@@ -13,9 +13,11 @@ from keft_jax.gain.audit import Audited, audit
 from keft_jax.gain.cells import Split
 from keft_jax.gain.rows import JUDGED
 from keft_jax.kg.subgraph import Subgraphs
+from keft_jax.train.coverage import fingerprint
 from keft_jax.train.parts import Parts
 
 MAX_VALUES = 8  # of a field in data.slices
+REUSED = 0.5  # of a split's examples in the selection split: it was selected on
 
 
 def text_of(example: Example) -> str:
@@ -56,10 +58,10 @@ def make_split(name: str, dataset: Dataset, parts: Parts) -> Split:
 
 
 def audit_splits(
-    parts: Parts, train: Dataset, tests: Mapping[str, Dataset], selected_on: str
+    parts: Parts, train: Dataset, select: Dataset, tests: Mapping[str, Dataset]
 ) -> dict[str, Any]:
-    """The leak audit. The vocabulary comes from training text alone and the linker from the graph
-    alone, by construction."""
+    """The leak audit. The linker comes from the graph alone and the vocabulary from training text
+    alone, by construction, but nothing is known of a vocabulary that was given."""
 
     def look(name: str, dataset: Dataset) -> Audited:
         sub = _subgraphs(dataset, parts)
@@ -83,10 +85,18 @@ def audit_splits(
         look("train", train),
         [look(name, dataset) for name, dataset in tests.items()],
         task=parts.config.task.kind,
-        selected_on=[selected_on],
-        vocab_from_test=False,
+        selected_on=parts.config.data.select,
+        reused=[name for name, d in tests.items() if _share_seen(d, select) >= REUSED],
+        vocab_from_test=None if parts.config.data.vocab else False,
         linker_from_test=False,
     )
+
+
+def _share_seen(dataset: Dataset, other: Dataset) -> float:
+    """The share of examples that another split holds as well, whatever its name and order."""
+    seen = {fingerprint([e]) for e in other.examples}
+    found = [fingerprint([e]) in seen for e in dataset.examples]
+    return sum(found) / max(len(found), 1)
 
 
 def _subgraphs(dataset: Dataset, parts: Parts) -> Subgraphs:

@@ -11,7 +11,7 @@ from keft_jax.config import KeftError
 from keft_jax.gain.bootstrap import Estimate, Sample, draw, group_clusters
 from keft_jax.gain.cells import Cell, Split, Table, load_table, merge, table_hash
 from keft_jax.gain.rows import BASELINES, JUDGED, MAJORITY, PLAIN, REFERENCES, TEXT_ONLY, order_rows
-from keft_jax.gain.verdict import judge
+from keft_jax.gain.verdict import MARGIN, judge
 
 __all__ = ["Cell", "Split", "Table", "load_table", "merge", "summarise", "table_hash"]
 
@@ -31,6 +31,7 @@ def summarise(
     Each split has scores, gain (true - none), versus (true - row, for every other row),
     best_text (the best row without knowledge and the gain over it), slices, controls (rows that
     fall below their trivial baseline), verdict with why, and needed_n: clusters for a verdict.
+    not_converged: rows that more steps might raise; a gain over them may be one of speed alone.
     Equal arguments give equal numbers to the last bit, whatever the order of the cells.
     Raises KeftError for cells that do not fit the splits or each other.
     """
@@ -54,15 +55,15 @@ def summarise(
         "split": first,
         "bootstrap": draws,
         "rows": rows,
+        "not_converged": [row for row in rows if _still_rising(row, cells)],
         **parts[first],
         "splits": parts,
     }
 
 
 def _collect(cells: Sequence[Cell], split: Split, metric: str) -> dict[str, dict[int, np.ndarray]]:
-    """row -> seed -> float[n]. A row without any draw stands for every seed of the table."""
+    """row -> seed -> float[n]"""
     values: dict[str, dict[int, np.ndarray]] = {}
-    fixed: dict[str, np.ndarray] = {}
     for cell in sorted(cells, key=lambda c: (c.row, c.seed)):
         where = f"row {cell.row}, seed {cell.seed}, split {split.name}"
         if metric not in cell.metrics.get(split.name, {}):
@@ -76,11 +77,6 @@ def _collect(cells: Sequence[Cell], split: Split, metric: str) -> dict[str, dict
         if cell.seed in values.get(cell.row, {}):
             raise KeftError(f"{where}: two cells; keep one")
         values.setdefault(cell.row, {})[cell.seed] = v
-        if cell.info.get("deterministic"):
-            fixed[cell.row] = v
-    seeds = {seed for row, by_seed in values.items() if row not in fixed for seed in by_seed}
-    for row, v in fixed.items():
-        values[row] = {seed: v for seed in seeds} or values[row]
     return {row: values[row] for row in order_rows(values)}
 
 
@@ -129,6 +125,15 @@ def _summarise_split(
             "versus": {row: e.json() for row, e in against.items()},
         }
     return summary
+
+
+def _still_rising(row: str, cells: Sequence[Cell]) -> bool:
+    """The best step is the last one for most seeds, and the selection score rose by more than
+    MARGIN at the last evaluation, in the mean over seeds."""
+    curves = [c.curve for c in cells if c.row == row and len(c.curve) > 1]
+    rises = [curve[-1]["select"] - curve[-2]["select"] for curve in curves]
+    last = [curve[-1]["select"] > max(p["select"] for p in curve[:-1]) for curve in curves]
+    return bool(curves) and float(np.mean(rises)) > MARGIN + 1e-9 and float(np.mean(last)) > 0.5
 
 
 def _check_controls(

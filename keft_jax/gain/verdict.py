@@ -24,11 +24,13 @@ def judge(
 
     To beat all of them is an intersection-union test (Berger 1982): each is tested at its own
     level and no correction for their number is due. Gives {"verdict", "why", "kind", "missing",
-    "needed_n", "needed"}; verdict starts with its kind.
+    "rivals", "needed_n", "needed"}; verdict starts with its kind, and rivals are the controls that
+    do better than `true`, or as well where `none` is not among them.
     """
     present = [row for row in references if row in estimates]
     missing = [row for row in references if row not in estimates]
-    verdict: dict[str, Any] = {"missing": missing, "needed_n": None, "needed": None}
+    verdict: dict[str, Any] = {"missing": missing, "rivals": []}
+    verdict |= {"needed_n": None, "needed": None}
     if PLAIN not in present:
         why = f"no row `{PLAIN}` to judge `{JUDGED}` by"
         return verdict | {"kind": "no verdict", "verdict": f"no verdict: {why}", "why": why}
@@ -48,35 +50,46 @@ def judge(
     below, same, above, open_ = (
         [row for row in present if side[row] == s] for s in ("below", "same", "above", "open")
     )
-    if below:
-        kind, why = "hurts", f"{_points(estimates[below[0]])} against {_list(below)}"
+    short = ""
+    if PLAIN in below:
+        kind, why = "hurts", _each(estimates, below)
+    elif below:
+        rival = f"{join_rows(below)} {_do(below)} better"
+        why = f"{_each(estimates, below)}; {gain} over {PLAIN}"
+        if PLAIN in same:
+            kind, short = "no difference", f"within 1 point of {PLAIN}, and {rival}"
+        elif PLAIN in above:
+            kind, short = "cannot tell", f"helps over {PLAIN}, but {rival}"
+        else:
+            kind, short = "cannot tell", f"not told apart from {PLAIN}, and {rival}"
+        verdict["rivals"] = below
     elif same:
-        kind, why = (
-            "no difference",
-            f"within 1 point of {_list(same)}: {_points(estimates[same[0]])}",
-        )
-    elif not open_:
+        kind = "no difference"
+        why = f"within 1 point of {join_rows(same)}: {_points(estimates[same[0]])}"
+        if PLAIN not in same:
+            short = f"{join_rows(same)} {_do(same)} as well"
+            verdict["rivals"] = same
+    elif open_:
+        kind, why = "cannot tell", f"not told apart from {join_rows(open_)}"
+        verdict |= _needed({row: estimates[row] for row in open_}, seeds)
+        need = verdict["needed"]
+        short = f"{count(clusters, 'cluster')} and {count(seeds, 'seed')}"
+        short += f", about {need['clusters']:,} and {need['seeds']:,} would be needed"
+    else:
         least = min(above, key=lambda row: _low(estimates[row]))
         kind, why = "helps", f"{gain} over {PLAIN}"
         if least != PLAIN:
             why += f", at the least {_points(estimates[least])} over {least}"
-    else:
-        kind, why = "cannot tell", f"not told apart from {_list(open_)}"
-        verdict |= _needed({row: estimates[row] for row in open_}, seeds)
-    short = kind
-    if verdict["needed"]:
-        need = verdict["needed"]
-        short += f": {count(clusters, 'cluster')} and {count(seeds, 'seed')}"
-        short += f", about {need['clusters']:,} and {need['seeds']:,} would be needed"
-    if kind != "hurts" and (same or open_) and PLAIN in above:
+        if missing:
+            kind, short = "cannot tell", f"the table lacks {join_rows(missing)}"
+            why += ", but what it lacks may explain that"
+    if not below and (same or open_) and PLAIN in above:
         why += f"; {gain} over {PLAIN}, which the control may explain"
-    if missing and kind == "helps":
-        short += f" (not judged against {_list(missing)})"
-        why += f"; not judged against {_list(missing)}, which the table lacks"
+    short = f"{kind}: {short}" if short else kind
     if kind == "helps":
         level = [row for row in text_only if row in estimates and _low(estimates[row]) <= 0]
         if level:
-            why += f"; but not above {_list(level)}, which reads text alone"
+            why += f"; but not above {join_rows(level)}, which reads text alone"
     return verdict | {"kind": kind, "verdict": short, "why": why}
 
 
@@ -119,7 +132,16 @@ def _points(estimate: Estimate) -> str:
     return f"{text} [{low:+.1f}, {high:+.1f}]"
 
 
-def _list(rows: Sequence[str]) -> str:
+def _each(estimates: Mapping[str, Estimate], rows: Sequence[str]) -> str:
+    return ", ".join(f"{_points(estimates[row])} over {row}" for row in rows)
+
+
+def _do(rows: Sequence[str]) -> str:
+    return "does" if len(rows) == 1 else "do"
+
+
+def join_rows(rows: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
     return rows[0] if len(rows) == 1 else ", ".join(rows[:-1]) + " and " + rows[-1]
 
 
