@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 import traceback
@@ -31,7 +32,8 @@ def parse(command: Callable[..., T], argv: Sequence[str], *, prog: str, default:
     """Calls `command` (a function or a dataclass) with the options of argv. Raises KeftError for an
     unknown option or a value that does not fit; leaves with 0 after --help."""
     told = io.StringIO()
-    try:
+
+    def call() -> T:
         with contextlib.redirect_stderr(told):
             return tyro.cli(
                 command,
@@ -41,10 +43,23 @@ def parse(command: Callable[..., T], argv: Sequence[str], *, prog: str, default:
                 use_underscores=True,
                 config=(tyro.conf.AvoidSubcommands,),
             )
+
+    try:
+        return call()
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-        raise KeftError(_one_line(told.getvalue(), prog)) from None
+    # Once more in a window so wide that no path is broken over two lines.
+    told.truncate(told.seek(0))
+    before = dict(os.environ)
+    os.environ["COLUMNS"] = "1000"
+    try:
+        with contextlib.suppress(SystemExit):
+            call()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    raise KeftError(_one_line(told.getvalue(), prog))
 
 
 def override(config: Config, argv: Sequence[str]) -> Config:
