@@ -106,7 +106,8 @@ def plot(
         axis.set_title(
             _plain(f"{summary['metric']} on the selection split"), loc="left", fontsize=10
         )
-        axis.legend(frameon=False, fontsize=8, ncols=2)
+        handles, labels = axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", frameon=False, ncols=len(labels))
         _tidy(axis, "y")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
