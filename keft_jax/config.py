@@ -238,8 +238,8 @@ class DistillConfig:
     """Directory of a finished run, of any size, with or without a graph. Empty: none."""
     weight: float = 0.0
     """The factor of L_KD. 0: the term is not built."""
-    temperature: float = 2.0
-    """Softens both distributions; L_KD is scaled by its square."""
+    temperature: float = 1.0
+    """Above 1 it softens both distributions; L_KD is scaled by its square."""
 
     def __post_init__(self) -> None:
         check(self.weight >= 0, "objective.distill.weight", self.weight, "use 0 or more")
