@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -498,23 +496,3 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, kind):
         raise KeftError(f"{path} = {value!r}: expected {kind.__name__}")
     return value
-
-
-def load_config_file(spec: str) -> Config:
-    """`configs/NAME.py[:ARG]` -> its get_config(ARG)."""
-    path, _, arg = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        near = difflib.get_close_matches(
-            file.name, [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else [], 1
-        )
-        hint = f"did you mean {file.parent / near[0]}?" if near else "give the path of a .py file"
-        raise KeftError(f"--config {path}: no such file; {hint}")
-    module_spec = importlib.util.spec_from_file_location(f"keft_config_{file.stem}", file)
-    if module_spec is None or module_spec.loader is None:
-        raise KeftError(f"--config {path}: not a Python file; give the path of a .py file")
-    module: types.ModuleType = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise KeftError(f"--config {path}: has no get_config(arg); define one that gives a Config")
-    return module.get_config(arg) if arg else module.get_config()

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import io
 import os
 import re
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from keft_jax.config import Config, FusionConfig, KeftError, load_config_file
+from keft_jax.config import Config, FusionConfig, KeftError
 from keft_jax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -88,6 +90,26 @@ def take_config(argv: Sequence[str]) -> tuple[str, Config, list[str]]:
     if {"--help", "-h"} & set(argv):
         return "", Config(fusion=FusionConfig(kind="none")), rest
     raise KeftError("--config: missing; give one, for example --config configs/quickstart.py")
+
+
+def load_config_file(spec: str) -> Config:
+    """`configs/NAME.py[:ARG]` -> its get_config(ARG)."""
+    path, _, arg = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(
+            file.name, [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else [], 1
+        )
+        hint = f"did you mean {file.parent / near[0]}?" if near else "give the path of a .py file"
+        raise KeftError(f"--config {path}: no such file; {hint}")
+    module_spec = importlib.util.spec_from_file_location(f"keft_config_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise KeftError(f"--config {path}: not a Python file; give the path of a .py file")
+    module: types.ModuleType = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise KeftError(f"--config {path}: has no get_config(arg); define one that gives a Config")
+    return module.get_config(arg) if arg else module.get_config()
 
 
 def load_config(spec: str) -> Config:

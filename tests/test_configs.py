@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from keft_jax.config import load_config_file
+from keft_jax.options import load_config_file
 from keft_jax.train.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
