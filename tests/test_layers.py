@@ -14,8 +14,9 @@ ORDER = (
     ("models",),
     ("tasks",),
     ("train",),
-    ("explain", "predict"),
+    ("explain", "predict", "export"),
     ("gain",),
+    ("bench", "init", "doctor"),
     ("__init__",),
     ("options", "cli"),
 )

@@ -46,18 +46,21 @@ class GainRun:
 
     def __init__(self, config: Config, workdir: Path, say: Callable[[str], None]):
         self.config, self.workdir, self.say = config, workdir, say
-        if not config.data.select:
-            raise KeftError("data.select = '': name the split that chooses checkpoints")
-        if not config.data.test:
-            raise KeftError("data.test = (): name at least one split to report")
-        self.parts, examples = build(config)
-        self.train = self.parts.dataset(examples)
-        self.select = self.parts.dataset(self.parts.read(config.data.select))
-        self.tests = {Path(f).name.split(".")[0]: self._read_test(f) for f in config.data.test}
-        if len(self.tests) < len(config.data.test):
-            raise KeftError(f"data.test = {config.data.test!r}: two files give one split name")
-        for path, test in zip(config.data.test, self.tests.values(), strict=True):
-            refuse_selection_on_test(config.data.select, self.select.examples, path, test.examples)
+        if not (config.data.select or config.data.select_share):
+            raise KeftError(
+                "data.select = '': name the split that chooses checkpoints, or set "
+                "data.select_share"
+            )
+        if not (config.data.test or config.data.test_share):
+            raise KeftError(
+                "data.test = (): name at least one split to report, or set data.test_share"
+            )
+        self.parts, splits = build(config)
+        for name, test in splits.tests.items():
+            refuse_selection_on_test(config.data.select, splits.select, name, test)
+        self.train = self.parts.dataset(splits.train)
+        self.select = self.parts.dataset(splits.select)
+        self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
         self.trainer = Trainer(self.parts, load_teacher(self.parts))
         self.metric = config.eval.metric or self.parts.task.metrics[0]
         if self.metric not in self.parts.task.metrics:
@@ -65,9 +68,6 @@ class GainRun:
                 f"eval.metric = {self.metric!r}: a gain table needs one value for each example: "
                 f"{', '.join(self.parts.task.metrics)}"
             )
-
-    def _read_test(self, path: str) -> Dataset:
-        return self.parts.dataset(self.parts.read(path))
 
     def run(self) -> None:
         """Runs the cells that are not on disk yet."""

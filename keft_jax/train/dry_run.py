@@ -25,10 +25,10 @@ def dry_run(config: Config) -> dict[str, Any]:
     """Prints the resolved config, sizes, costs of a step and some examples; compiles the step and
     writes nothing (a generator in the config still makes the data files that are missing)."""
     console = rich.console.Console(highlight=False, soft_wrap=True)
-    parts, examples = build(config)
+    parts, splits = build(config)
     teacher = load_teacher(parts)
-    train = ready(parts, examples)
-    select = ready(parts, parts.read(config.data.select)) if config.data.select else None
+    train = ready(parts, splits.train)
+    select = ready(parts, splits.select) if splits.select else None
     trainer = Trainer(parts, teacher)
     length, indices = make_plan(config, train, config.seed).batch(0)
     batch = train.batch(length, indices)

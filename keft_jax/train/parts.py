@@ -12,6 +12,7 @@ from pathlib import Path
 from keft_jax.config import Config, KeftError, from_json, to_json
 from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
 from keft_jax.data.source import Example, read_examples
+from keft_jax.data.splits import Splits, read_splits
 from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
 from keft_jax.files import write_atomic
 from keft_jax.kg.io import build_kg
@@ -24,6 +25,8 @@ from keft_jax.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
+NEEDED = {"kgqa": ("answers",), "classification": ("label",), "mlm": ()}
+"""What an example must have to be trained on or scored, beside its text."""
 MAX_ENTITIES = 200_000  # entities that an answer task scores at every step
 
 
@@ -41,8 +44,7 @@ class Parts:
 
     def read(self, path: str) -> list[Example]:
         """The labelled examples of a file."""
-        need = ("answers",) if self.config.task.kind == "kgqa" else ("label",)
-        return read_examples(path, self.config.data, need=need)
+        return read_examples(path, self.config.data, need=NEEDED[self.config.task.kind])
 
     def with_kg(self, kg: KG) -> Parts:
         """The same model over another graph, or another version of its own."""
@@ -97,14 +99,12 @@ def assemble(config: Config, kg: KG, vocabulary: Vocabulary, labels: tuple[str, 
     return Parts(config, knowledge, make_task(config, kg, labels), model, labels)
 
 
-def build(config: Config) -> tuple[Parts, list[Example]]:
-    """Parts made from the config's files, and the training examples that they were made from."""
+def build(config: Config) -> tuple[Parts, Splits]:
+    """Parts made from the config's files, and the examples; the vocabulary and the labels are those
+    of the training examples."""
     generate(config)
-    if not config.data.train:
-        raise KeftError("data.train = '': name the file with the training examples")
-    need = ("answers",) if config.task.kind == "kgqa" else ("label",)
-    examples = read_examples(config.data.train, config.data, need=need)
-    kg = load_kg(config)
+    splits = read_splits(config.data, NEEDED[config.task.kind])
+    examples, kg = splits.train, load_kg(config)
     tokenizer = (
         load_tokenizer(config.data.vocab)
         if config.data.vocab
@@ -116,7 +116,7 @@ def build(config: Config) -> tuple[Parts, list[Example]]:
     if config.task.kind == "classification" and not labels:
         labels = tuple(sorted({e.label for e in examples if e.label is not None}))
     vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
-    return assemble(config, kg, vocabulary, labels), examples
+    return assemble(config, kg, vocabulary, labels), splits
 
 
 def generate(config: Config) -> None:

@@ -66,26 +66,21 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         console.print(f"{folder}: finished already; these are its results", highlight=False)
         print_summary(summary, quiet=quiet)
         return summary
-    parts, examples = build(config)
+    parts, splits = build(config)
     teacher = load_teacher(parts)
-    train_set, select = ready(parts, examples), None
-    if config.data.select:
-        select = ready(parts, parts.read(config.data.select))
-    # Test splits are read twice: here, so that an error in them shows before hours of training.
-    tests = split_names(config.data.test)
-    for path in tests.values():
-        test = parts.read(path)
-        parts.task.targets(test)
-        if select is not None:
-            refuse_selection_on_test(config.data.select, select.examples, path, test)
+    train_set = ready(parts, splits.train)
+    select = ready(parts, splits.select) if splits.select else None
+    for name, test in splits.tests.items():
+        parts.task.targets(test)  # an error in them shows before hours of training
+        refuse_selection_on_test(config.data.select, splits.select, name, test)
     make_plan(config, train_set, config.seed)
     zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
     metric = config.eval.metric or parts.task.metrics[0]
     pick(parts.task.summarise(zeros), metric)  # the names are known without an evaluation
     trainer = Trainer(parts, teacher)
     inputs = {
-        "data.train": fingerprint(examples),
-        "data.select": fingerprint(select.examples) if select else "",
+        "data.train": fingerprint(splits.train),
+        "data.select": fingerprint(splits.select) if select else "",
         "knowledge.kg": parts.knowledge.kg.hash,
         "vocabulary": digest(parts.knowledge.vocabulary.tokenizer.to_str()),
         "objective.distill.teacher": identify(*teacher) if teacher else "",
@@ -111,8 +106,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             return {"stopped": step}
         step, params = load_params(folder / "best", _abstract_params(parts, trainer.mesh))
         scores = {}
-        for name, path in tests.items():
-            dataset = ready(parts, parts.read(path))
+        for name, test in splits.tests.items():
+            dataset = ready(parts, test)
             scores[name] = parts.task.summarise(trainer.evaluate(params, dataset))
             covers[name] = cover(dataset, parts)
         summary = {
@@ -278,17 +273,6 @@ def refuse_not_finite(state: State) -> None:
             f"step {int(state.step)}: the parameters are not numbers any more after it; lower "
             "optim.learning_rate. Checkpoints stay as they were"
         )
-
-
-def split_names(paths: tuple[str, ...]) -> dict[str, str]:
-    """name -> path; a split is called after its file. Raises KeftError for two of one name."""
-    out: dict[str, str] = {}
-    for path in paths:
-        name = Path(path).name.partition(".")[0]
-        if name in out:
-            raise KeftError(f"data.test: {out[name]} and {path} have one name; rename one")
-        out[name] = path
-    return out
 
 
 def digest(text: str) -> str:

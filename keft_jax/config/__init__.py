@@ -1,0 +1,48 @@
+"""The schema of every run: frozen dataclasses, checked when they are made.
+
+A config file defines `get_config(arg="") -> Config`. Every field can be set on the command line by
+its dotted path (`--optim.learning_rate=1e-4`); `--help` lists them with their texts.
+"""
+
+from keft_jax.config.data import ROWS, DataConfig, KnowledgeConfig, Row, TaskConfig
+from keft_jax.config.errors import KeftError, check
+from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
+from keft_jax.config.serial import config_hash, from_json, to_json
+from keft_jax.config.train import (
+    CheckpointConfig,
+    DistillConfig,
+    EvalConfig,
+    GainConfig,
+    GroupConfig,
+    MeshConfig,
+    MlmConfig,
+    ObjectiveConfig,
+    OptimConfig,
+)
+from keft_jax.config.whole import Config
+
+__all__ = [
+    "ROWS",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DistillConfig",
+    "EncoderConfig",
+    "EvalConfig",
+    "FusionConfig",
+    "GainConfig",
+    "GraphConfig",
+    "GroupConfig",
+    "KeftError",
+    "KnowledgeConfig",
+    "MeshConfig",
+    "MlmConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "Row",
+    "TaskConfig",
+    "check",
+    "config_hash",
+    "from_json",
+    "to_json",
+]

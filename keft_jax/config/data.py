@@ -1,0 +1,166 @@
+"""What is asked, the text, and the knowledge graph."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from keft_jax.config.errors import check
+
+Row = Literal["none", "dictionary", "candidates", "untyped", "shuffled", "random", "true"]
+ROWS: tuple[str, ...] = typing.get_args(Row)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is asked of the model."""
+
+    kind: Literal["kgqa", "classification", "mlm"] = "kgqa"
+    """kgqa: score every entity of the graph. classification: one label for each text. mlm: masked
+    language modelling of texts without labels."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What classification reads: BERT's pooler on [CLS], or the mean of all tokens (what sentence
+    embedding models were trained for)."""
+    labels: tuple[str, ...] = ()
+    """Class names, in order. Empty: those of the training file, sorted."""
+    set_threshold: float = 0.5
+    """Answer set of a question: entities with at least this share of the best one's probability."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.set_threshold <= 1, "task.set_threshold", self.set_threshold, "use (0, 1]")
+        check(
+            len(set(self.labels)) == len(self.labels), "task.labels", self.labels, "name each once"
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Text: where it stands and what its columns are called (JSONL, TSV, CSV; .gz too)."""
+
+    generator: Literal["", "quickstart", "sst2"] = ""
+    """Makes the files below where they are missing. quickstart: questions about a gazetteer. sst2:
+    sentences and a graph of sentiment lexicons, from the raw files in `source`."""
+    source: str = ""
+    """Folder with the raw files that a generator reads."""
+    train: str = ""
+    """Training examples: JSONL, TSV, CSV, Parquet or TXT (.gz too), or tfds:NAME:SPLIT."""
+    select: str = ""
+    """Examples that choose the checkpoint and the hyper-parameters; never reported as a result."""
+    test: tuple[str, ...] = ()
+    """Reported splits, each named by its file; scored only after everything is chosen."""
+    select_share: float = 0.0
+    """Where `select` is empty: the share of the training examples set aside for it, by whole
+    clusters (without the field `cluster`: equal texts together)."""
+    test_share: float = 0.0
+    """Where `test` is empty: the share set aside to be reported, likewise."""
+    tfds_dir: str = ""
+    """Folder of prepared TFDS data sets. Empty: TFDS's own (~/tensorflow_datasets)."""
+    text: str = "question"
+    """Field with the text."""
+    pair: str = ""
+    """Field with a second text, encoded after the first."""
+    label: str = "label"
+    """Field with the class (classification)."""
+    answers: str = "answers"
+    """Field with the list of right answers, as entity names (kgqa)."""
+    entity: str = ""
+    """Field with the name of an entity that the text mentions, taken as given."""
+    spans: str = ""
+    """Field with the list of mentions as [start, end, entity name]: characters, half-open."""
+    token_spans: tuple[str, ...] = ()
+    """Fields that hold [name, entity, [[token numbers], ...]], the text being a list of tokens
+    (FewRel's form); each gives a mention."""
+    brackets: bool = False
+    """[Brackets] in the text mark its mentions; they are removed before the model reads it."""
+    pattern: str = "pattern"
+    """Field with the kind of question: for majorities and slices, never shown to the model."""
+    cluster: str = "cluster"
+    """Field whose values group dependent examples; intervals are drawn over groups."""
+    slices: tuple[str, ...] = ()
+    """Fields whose values name parts of the test splits that the gain table reports apart."""
+    draw: int = 0
+    """Training examples drawn for each seed. 0: all."""
+    buckets: tuple[int, ...] = (64,)
+    """At most three text lengths in tokens; one compilation for each."""
+    vocab: str = ""
+    """A tokenizer.json to use. Empty: a WordPiece vocabulary trained on the training text."""
+    vocab_size: int = 8000
+    """Size of the trained vocabulary, before it is padded to a multiple of 128."""
+
+    def __post_init__(self) -> None:
+        check(1 <= len(self.buckets) <= 3, "data.buckets", self.buckets, "give 1 to 3 lengths")
+        check(
+            list(self.buckets) == sorted(set(self.buckets)) and self.buckets[0] >= 8,
+            "data.buckets",
+            self.buckets,
+            "give rising lengths of 8 tokens or more",
+        )
+        check(
+            bool(self.spans) + bool(self.token_spans) + (bool(self.entity) or self.brackets) <= 1,
+            "data.spans",
+            self.spans,
+            "mentions come from data.spans, from data.token_spans, or from data.entity and "
+            "data.brackets; give one of these",
+        )
+        for name, files in (("select", self.select), ("test", self.test)):
+            share = getattr(self, f"{name}_share")
+            check(0 <= share < 1, f"data.{name}_share", share, "use a share, 0 to below 1")
+            check(
+                not (share and files),
+                f"data.{name}_share",
+                share,
+                f"data.{name} = {files!r} is given; leave one of them out",
+            )
+        check(
+            self.select_share + self.test_share < 1,
+            "data.test_share",
+            self.test_share,
+            "with data.select_share it leaves nothing to train on",
+        )
+        check(
+            not self.select
+            or Path(self.select).resolve() not in [Path(test).resolve() for test in self.test],
+            "data.select",
+            self.select,
+            "is one of data.test; choose on examples of their own",
+        )
+        check(self.draw >= 0, "data.draw", self.draw, "use 0 (all) or a number of examples")
+        check(self.vocab_size >= 64, "data.vocab_size", self.vocab_size, "use 64 or more")
+
+
+@dataclass(frozen=True)
+class KnowledgeConfig:
+    """The knowledge graph, and which part of it the model is given."""
+
+    kg: str = ""
+    """A folder from `keft kg build`, or a TSV/CSV of head, relation, tail. Empty: no graph."""
+    aliases: str = ""
+    """Two-column TSV (entity, other name), where kg is a TSV."""
+    descriptions: str = ""
+    """Two-column TSV (entity, description), where kg is a TSV."""
+    row: Row = "true"
+    """Which row of the gain table this run is; `true` is the knowledge, the rest are controls."""
+    link: Literal["string", "given"] = "string"
+    """string: find names and aliases in the text. given: only mentions marked in the data."""
+    hops: int = 2
+    """Radius of an example's subgraph."""
+    nodes: int = 64
+    """Node budget of a subgraph, one of them padding."""
+    edges: int = 256
+    """Edge budget of a subgraph; a fact takes two, one for each direction."""
+    mentions: int = 4
+    """Mentions of a text that get an anchor."""
+    name_pieces: int = 12
+    """Word pieces of an entity's name that the model reads."""
+    vectors: Literal["none", "name", "description"] = "none"
+    """Frozen vectors of the entities: their name or description (name where there is none) encoded
+    by the pre-trained text model, shipped with each batch. An entity met later has one too."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.hops <= 4, "knowledge.hops", self.hops, "use 1 to 4")
+        check(self.nodes >= 2, "knowledge.nodes", self.nodes, "use 2 or more (one is padding)")
+        check(self.edges >= 2, "knowledge.edges", self.edges, "use 2 or more (a fact takes two)")
+        check(self.mentions >= 1, "knowledge.mentions", self.mentions, "use 1 or more")
+        check(self.name_pieces >= 1, "knowledge.name_pieces", self.name_pieces, "use 1 or more")

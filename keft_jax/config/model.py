@@ -1,0 +1,101 @@
+"""The model: text encoder, graph network, and how they meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from keft_jax.config.errors import check
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The text encoder: BERT, post-LN (Devlin et al. 2019)."""
+
+    pretrained: str = ""
+    """A folder that transformers' BertModel saved (config.json, model.safetensors, tokenizer), or
+    the id of one on its hub. It gives the start of the parameters, the tokenizer and all sizes
+    below; `dropout` and what follows it stay as set here. Empty: from scratch."""
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    max_length: int = 512
+    """Rows of the position table."""
+    norm_eps: float = 1e-12
+    """Of every LayerNorm of the encoder."""
+    dropout: float = 0.1
+    """On embeddings, attention and both sub-layers."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matmuls and activations; parameters, softmax, LayerNorm, logits and losses stay f32."""
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    """cudnn: fused attention on NVIDIA GPUs, in bfloat16; it has no dropout on attention weights
+    (the other dropouts stay). auto: cudnn where it computes the same, else xla."""
+    scan: bool = False
+    """One compiled layer, scanned: shorter compile, same result."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """Recompute in the backward pass: nothing, each layer, or all but its matmuls."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "mlp", "max_length"):
+            value = getattr(self, name)
+            check(value >= 1, f"encoder.{name}", value, "use 1 or more")
+        check(
+            self.width % self.heads == 0,
+            "encoder.heads",
+            self.heads,
+            f"must divide encoder.width = {self.width}",
+        )
+        check(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "use [0, 1)")
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """The graph network over each example's subgraph."""
+
+    kind: Literal["gcn", "gat", "rgcn", "rgat", "triple_concat", "triple_sum"] = "rgat"
+    """gcn (Kipf and Welling 2017), gat (Velickovic et al. 2018), and their relation-aware kin
+    rgcn (Schlichtkrull et al. 2018, basis decomposition) and rgat. triple_concat, triple_sum: no
+    message passing; a node takes the mean of its triples, each the concatenation or the weighted
+    sum of its head, relation and tail vectors."""
+    layers: int = 2
+    """Layers at each exchange with the text."""
+    width: int = 64
+    heads: int = 4
+    """Attention heads (gat, rgat) or bases (rgcn)."""
+    gate: bool = True
+    """Weigh nodes and edges by their relevance to the text; all weights can go to zero."""
+    compute: Literal["auto", "dense", "segment"] = "auto"
+    """dense: batched adjacency matmuls. segment: jraph's segment operations. auto: dense
+    up to 200 nodes on accelerators, else segment. Equal results."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads"):
+            value = getattr(self, name)
+            check(value >= 1, f"graph.{name}", value, "use 1 or more")
+        check(
+            self.width % self.heads == 0,
+            "graph.heads",
+            self.heads,
+            f"must divide graph.width = {self.width}",
+        )
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How node states reach the tokens."""
+
+    kind: Literal["none", "mention_add", "cross_attention", "interaction"] = "mention_add"
+    """none: plain BERT. mention_add: a node's state is added at its mention. cross_attention:
+    every token attends to the nodes, or to nothing. interaction: [CLS] and the pooled graph are
+    mixed, and the result goes to both (Zhang et al. 2022, GreaseLM)."""
+    layers: tuple[int, ...] = (0,)
+    """Encoder layers followed by an exchange; -1 is the last."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.kind == "none" or len(self.layers) > 0,
+            "fusion.layers",
+            self.layers,
+            "name a layer, or set fusion.kind=none",
+        )

@@ -1,0 +1,196 @@
+"""Training, evaluation and the gain table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from keft_jax.config.data import Row
+from keft_jax.config.errors import check
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """L = L_task + weight * L_KD (Hinton et al. 2015); the teacher runs in the same step."""
+
+    teacher: str = ""
+    """Directory of a finished run, of any size, with or without a graph. Empty: none."""
+    weight: float = 0.0
+    """The factor of L_KD. 0: the term is not built."""
+    temperature: float = 1.0
+    """Above 1 it softens both distributions; L_KD is scaled by its square."""
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, "objective.distill.weight", self.weight, "use 0 or more")
+        check(
+            self.temperature > 0, "objective.distill.temperature", self.temperature, "use above 0"
+        )
+        check(
+            not (self.weight > 0 and not self.teacher),
+            "objective.distill.teacher",
+            self.teacher,
+            "name the run that teaches, or set objective.distill.weight=0",
+        )
+
+
+@dataclass(frozen=True)
+class MlmConfig:
+    """Masked language modelling (Devlin et al. 2019), as the task or as a term beside one."""
+
+    weight: float = 0.0
+    """The factor of its loss beside the task's, on the same texts, in a forward pass of its own.
+    0: the term is not built."""
+    rate: float = 0.15
+    """Share of the tokens that are predicted: 80 % of them masked, 10 % replaced, 10 % kept."""
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, "objective.mlm.weight", self.weight, "use 0 or more")
+        check(0 < self.rate < 1, "objective.mlm.rate", self.rate, "use a share, 0 to 1")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """A weighted sum of loss terms."""
+
+    task: float = 1.0
+    """Weight of the task's own loss."""
+    mlm: MlmConfig = field(default_factory=MlmConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+
+    def __post_init__(self) -> None:
+        check(self.task >= 0, "objective.task", self.task, "use 0 or more")
+        check(
+            self.task > 0 or self.distill.weight > 0 or self.mlm.weight > 0,
+            "objective.task",
+            self.task,
+            "at least one loss term needs a weight above 0",
+        )
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """A group of parameters with a learning rate of its own."""
+
+    match: str
+    """A part of the parameter's path, for example `encoder`, `graph`, `gate` or `embed/word`."""
+    scale: float = 1.0
+    """Factor on the learning rate. 0: frozen, with no optimizer state."""
+
+    def __post_init__(self) -> None:
+        check(self.match != "", "optim.groups.match", self.match, "name a part of a path")
+        check(self.scale >= 0, "optim.groups.scale", self.scale, "use 0 or more")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019) with warm-up and decay."""
+
+    steps: int = 1000
+    batch: int = 32
+    """Examples in a step, over all devices and all accumulated parts."""
+    accumulate: int = 1
+    """Parts that a batch is cut into, one after another; the result is that of the whole."""
+    learning_rate: float = 1e-3
+    """Peak."""
+    warmup: float = 0.1
+    """Share of the steps with a rising learning rate."""
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.01
+    """On everything but biases and the scales of norms."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    """BERT's. A smaller one lets rounding move parameters that hardly have a gradient."""
+    clip: float = 1.0
+    """Largest global norm of the gradient. 0: no clipping."""
+    groups: tuple[GroupConfig, ...] = ()
+    """The first that matches a parameter holds for it."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate"):
+            value = getattr(self, name)
+            check(value >= 1, f"optim.{name}", value, "use 1 or more")
+        check(
+            self.batch % self.accumulate == 0,
+            "optim.accumulate",
+            self.accumulate,
+            f"must divide optim.batch = {self.batch}",
+        )
+        check(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "use above 0")
+        check(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "use a share, 0 to 1")
+        check(self.clip >= 0, "optim.clip", self.clip, "use 0 (off) or more")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optim.{name}", value, "use [0, 1)")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out: (data, fsdp, tensor). 0: all devices that are left."""
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+    parallel: Literal["jit", "pmap"] = "jit"
+    """pmap: every device on `data`, parameters replicated, as jax.pmap lays them out."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        check(min(sizes) >= 0, "mesh", sizes, "use 0 (what is left) or more")
+        check(sizes.count(0) <= 1, "mesh", sizes, "only one axis can take the devices left")
+        check(
+            self.parallel == "jit" or sizes[1:] == (1, 1),
+            "mesh.parallel",
+            self.parallel,
+            "pmap has no fsdp or tensor axis; use jit with them",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training, on the selection split."""
+
+    every: int = 100
+    """Steps between evaluations."""
+    metric: str = ""
+    """Chooses the best checkpoint. Empty: the task's first metric."""
+    batch: int = 128
+    patience: int = 0
+    """Stop after so many evaluations without a better one. 0: never."""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "eval.every", self.every, "use 1 or more")
+        check(self.batch >= 1, "eval.batch", self.batch, "use 1 or more")
+        check(self.patience >= 0, "eval.patience", self.patience, "use 0 (never) or more")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 200
+    """Steps between checkpoints for resuming. The best one is kept beside them."""
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "checkpoint.every", self.every, "use 1 or more")
+        check(self.keep >= 2, "checkpoint.keep", self.keep, "use 2 or more: one may be damaged")
+
+
+@dataclass(frozen=True)
+class GainConfig:
+    """The table that says what the knowledge was worth."""
+
+    rows: tuple[Row, ...] = ("none", "dictionary", "shuffled", "random", "true")
+    seeds: int = 5
+    """A seed is a draw of training examples, an initialisation and an order."""
+    learning_rates: tuple[float, ...] = ()
+    """Peaks tried for every row alike, chosen on the selection split. Empty: optim's alone."""
+    bootstrap: int = 10_000
+    """Draws over clusters of examples and seeds."""
+    explain: int = 6
+    """Examples whose subgraphs the report draws."""
+
+    def __post_init__(self) -> None:
+        check("true" in self.rows, "gain.rows", self.rows, "the row `true` is what is judged")
+        check("none" in self.rows, "gain.rows", self.rows, "the row `none` is what it is judged by")
+        check(self.seeds >= 1, "gain.seeds", self.seeds, "use 1 or more; a verdict needs 5")
+        check(self.bootstrap >= 100, "gain.bootstrap", self.bootstrap, "use 100 or more")

@@ -1,0 +1,88 @@
+"""All sections together, and what must hold between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from keft_jax.config.data import DataConfig, KnowledgeConfig, TaskConfig
+from keft_jax.config.errors import check
+from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
+from keft_jax.config.train import (
+    CheckpointConfig,
+    EvalConfig,
+    GainConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimConfig,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole."""
+
+    name: str = "run"
+    seed: int = 0
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    gain: GainConfig = field(default_factory=GainConfig)
+
+    def __post_init__(self) -> None:
+        if not self.encoder.pretrained:  # else its folder tells the sizes
+            self.check_sizes()
+        check(
+            bool(self.knowledge.kg) or self.fusion.kind == "none",
+            "knowledge.kg",
+            self.knowledge.kg,
+            "name a graph, or set fusion.kind=none",
+        )
+        check(
+            self.task.kind != "mlm" or self.objective.mlm.weight == 0,
+            "objective.mlm.weight",
+            self.objective.mlm.weight,
+            "the task itself is masked language modelling; leave the term out",
+        )
+        check(
+            self.knowledge.vectors == "none" or bool(self.encoder.pretrained),
+            "knowledge.vectors",
+            self.knowledge.vectors,
+            "needs encoder.pretrained: only a trained text model gives vectors worth having",
+        )
+
+    def check_sizes(self) -> None:
+        """What depends on the encoder's sizes. Raises KeftError."""
+        depth = self.encoder.layers
+        for layer in self.fusion.layers:
+            check(
+                self.fusion.kind == "none" or -depth <= layer < depth,
+                "fusion.layers",
+                self.fusion.layers,
+                f"the encoder has layers 0 to {depth - 1}",
+            )
+        last = max((layer % depth for layer in self.fusion.layers), default=0)
+        check(
+            self.task.kind != "classification"
+            or self.task.pooling != "cls"
+            or self.fusion.kind != "mention_add"
+            or last < depth - 1,
+            "fusion.layers",
+            self.fusion.layers,
+            "what is added at mentions after the last layer never reaches [CLS], which "
+            "classification reads; name an earlier layer, or use fusion.kind=cross_attention",
+        )
+        longest = self.data.buckets[-1]
+        check(
+            longest <= self.encoder.max_length,
+            "data.buckets",
+            self.data.buckets,
+            f"no more than encoder.max_length = {self.encoder.max_length}",
+        )
