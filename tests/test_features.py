@@ -22,7 +22,8 @@ def made(tmp_path_factory):
     tiny.write_files(folder)
     config = tiny.config(folder)
     config = dataclasses.replace(config, knowledge=dataclasses.replace(config.knowledge, hops=2))
-    parts, examples = build(config)
+    parts, splits = build(config)
+    examples = splits.train
     return parts, parts.dataset(examples)
 
 
