@@ -112,7 +112,7 @@ def padded(batch, tokens, nodes, edges):
 
 
 @pytest.mark.parametrize("compute", ["dense", "segment"])
-@pytest.mark.parametrize("graph", ["gcn", "gat", "rgcn", "rgat"])
+@pytest.mark.parametrize("graph", ["gcn", "gat", "rgcn", "rgat", "triple_concat", "triple_sum"])
 @pytest.mark.parametrize("kind", sorted(FUSIONS))
 def test_padding_and_node_order_change_nothing(kind, graph, compute):
     c = toy.config(

@@ -28,7 +28,7 @@ from keft_jax.train.state import make_state, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 
 ENTITIES, RELATIONS, VOCAB, LABELS = 256, 5, 256, 8
-SIZES = Sizes(vocab=VOCAB, rows=ENTITIES, relations=RELATIONS, labels=LABELS)
+SIZES = Sizes(vocab=VOCAB, pieces=VOCAB - 6, rows=ENTITIES, relations=RELATIONS, labels=LABELS)
 
 
 def config(**sections) -> Config:

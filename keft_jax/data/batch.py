@@ -39,6 +39,22 @@ class LabelTarget:
 
 
 @flax.struct.dataclass
+class TextTarget:
+    """Texts that are their own target: what is predicted of them is chosen inside the step."""
+
+    weight: Array  # f32[b]
+
+
+@flax.struct.dataclass
+class MaskTarget:
+    """Tokens to predict, made of a TextTarget inside the step."""
+
+    position: Array  # i32[b, t]
+    label: Array  # i32[b, t]
+    weight: Array  # f32[b, t]
+
+
+@flax.struct.dataclass
 class Batch:
     """`graph` follows jraph's padding convention for each example: n_node and n_edge are
     [b, 2] (real, padding), and padding edges join the first padding node to itself."""
@@ -46,7 +62,8 @@ class Batch:
     tokens: Array  # i32[b, l]
     types: Array  # i32[b, l]: 0 first text, 1 second
     length: Array  # i32[b]: real tokens
-    graph: jraph.GraphsTuple  # nodes: entity, row, mention i32[b, n], pieces i32[b, n, p]
+    graph: jraph.GraphsTuple  # nodes: entity, row, mention i32[b, n], pieces i32[b, n, p], and
+    # where knowledge.vectors asks for them vector f16[b, n, d]
     # edges: relation i32[b, e]; senders, receivers i32[b, e], sorted by receiver
     mentions: Mentions
     targets: dict[str, Any]  # {term: struct with a weight}

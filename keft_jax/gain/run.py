@@ -35,6 +35,7 @@ from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN
 from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_of
 from keft_jax.gain.stats import summarise
+from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit
 from keft_jax.train.parts import build
@@ -46,6 +47,8 @@ class GainRun:
 
     def __init__(self, config: Config, workdir: Path, say: Callable[[str], None]):
         self.config, self.workdir, self.say = config, workdir, say
+        if config.task.kind == "mlm":
+            raise KeftError("task.kind = 'mlm': a gain table needs answers or labels; use train.py")
         if not (config.data.select or config.data.select_share):
             raise KeftError(
                 "data.select = '': name the split that chooses checkpoints, or set "
@@ -56,6 +59,7 @@ class GainRun:
                 "data.test = (): name at least one split to report, or set data.test_share"
             )
         self.parts, splits = build(config)
+        self.config = config = self.parts.config  # with the sizes of a pre-trained encoder
         for name, test in splits.tests.items():
             refuse_selection_on_test(config.data.select, splits.select, name, test)
         self.train = self.parts.dataset(splits.train)
@@ -132,7 +136,9 @@ class GainRun:
 
     def data_hash(self) -> dict[str, str]:
         sets = {"train": self.train, "select": self.select, **self.tests}
-        return {name: fingerprint(dataset.examples) for name, dataset in sets.items()}
+        out = {name: fingerprint(dataset.examples) for name, dataset in sets.items()}
+        start = start_digest(self.config)
+        return out | ({"encoder.pretrained": start} if start else {})
 
     def _rates(self, row: str, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """All learning rates for the first seed; for the others the one it chose, and the lower

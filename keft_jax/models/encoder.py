@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from keft_jax.config import EncoderConfig
+from keft_jax.config import EncoderConfig, check
 from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu
 from keft_jax.sharding import shard
@@ -23,7 +23,7 @@ class Embeddings(nnx.Module):
         self.word = param((vocab, config.width), ("vocab", "embed"), normal)
         self.position = param((config.max_length, config.width), ("length", "embed"), normal)
         self.type = param((2, config.width), (None, "embed"), normal)
-        self.norm = LayerNorm(width)
+        self.norm = LayerNorm(width, eps=config.norm_eps)
         self.rate, self.dtype = config.dropout, jnp.dtype(config.dtype)
 
     def __call__(self, tokens_bl: jax.Array, types_bl: jax.Array, key: jax.Array | None):
@@ -31,6 +31,23 @@ class Embeddings(nnx.Module):
         first, second = use(self.type)  # a choice of two: no scatter in its gradient
         x = x + jnp.where(types_bl[..., None] == 1, second, first)
         return dropout(self.norm(x).astype(self.dtype), self.rate, key)
+
+
+def attention_kind(config: EncoderConfig, training: bool) -> str:
+    """ "cudnn" or "xla". Raises KeftError where cuDNN is asked for and cannot be had."""
+    gpu = jax.default_backend() == "gpu"
+    head = config.width // config.heads
+    fits = gpu and config.dtype == "bfloat16" and head % 8 == 0 and head <= 128
+    if config.attention == "cudnn":
+        check(
+            fits,
+            "encoder.attention",
+            "cudnn",
+            f"needs an NVIDIA GPU, encoder.dtype=bfloat16 and heads of a multiple of 8, at most "
+            f"128 wide; here: {jax.default_backend()}, {config.dtype}, {head}; use auto",
+        )
+    same = fits and not (training and config.dropout)
+    return "cudnn" if config.attention != "xla" and (same or config.attention == "cudnn") else "xla"
 
 
 class Attention(nnx.Module):
@@ -41,11 +58,22 @@ class Attention(nnx.Module):
         kv, dtype = ("kv", config.width // config.heads), jnp.dtype(config.dtype)
         self.qkv = Linear(embed, ("qkv", 3), heads, kv, dtype=dtype)
         self.out = Linear(("heads", config.width), embed, dtype=dtype)
-        self.rate, self.scale = config.dropout, kv[1] ** -0.5
+        self.rate, self.scale, self.config = config.dropout, kv[1] ** -0.5, config
 
     def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
         qkv = shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv")
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if attention_kind(self.config, training=key is not None) == "cudnn":
+            # Lengths, not a mask: a mask becomes a bias, whose gradient is written out.
+            length_b = (bias_b11l == 0).sum((1, 2, 3), dtype=jnp.int32)
+            y = jax.nn.dot_product_attention(
+                *(q, k, v),
+                scale=self.scale,
+                query_seq_lengths=length_b,
+                key_value_seq_lengths=length_b,
+                implementation="cudnn",
+            )
+            return self.out(y.reshape(x_bld.shape))
         scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
         weights = jax.nn.softmax(scores + bias_b11l, axis=-1).astype(x_bld.dtype)
         y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
@@ -59,10 +87,10 @@ class Block(nnx.Module):
         embed, mlp = ("embed", config.width), ("mlp", config.mlp)
         dtype = jnp.dtype(config.dtype)
         self.attention = Attention(config)
-        self.attention_norm = LayerNorm(embed)
+        self.attention_norm = LayerNorm(embed, eps=config.norm_eps)
         self.up = Linear(embed, mlp, dtype=dtype)
         self.down = Linear(mlp, embed, dtype=dtype)
-        self.mlp_norm = LayerNorm(embed)
+        self.mlp_norm = LayerNorm(embed, eps=config.norm_eps)
         self.rate = config.dropout
 
     def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):

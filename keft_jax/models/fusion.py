@@ -20,7 +20,7 @@ from keft_jax.models.encoder import Encoder
 from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.heads import HEADS
-from keft_jax.models.layers import LayerNorm, Linear, fold, glorot
+from keft_jax.models.layers import LayerNorm, Linear, fold, gelu, glorot
 from keft_jax.sharding import shard
 
 
@@ -29,6 +29,7 @@ class Sizes:
     """Lengths that come from the data; fixed for the life of a model."""
 
     vocab: int = flax.struct.field(pytree_node=False)  # padded to a multiple of 128
+    pieces: int = flax.struct.field(pytree_node=False)  # of these, the real ones
     rows: int = flax.struct.field(pytree_node=False)  # entity rows, row 0 for the unknown
     relations: int = flax.struct.field(pytree_node=False)
     labels: int = flax.struct.field(pytree_node=False)
@@ -43,14 +44,19 @@ class Output:
 
 
 class NodeInput(nnx.Module):
-    """First node states: the name's mean word embedding, a trainable row for each entity, and
-    whether the text mentions it. [b, n, w]."""
+    """First node states: the name's mean word embedding, a frozen vector of the entity where
+    knowledge.vectors has one, a trainable row for each entity, and whether the text mentions it.
+    [b, n, w]."""
 
-    def __init__(self, config: GraphConfig, text_width: int, rows: int):
-        width = ("graph", config.width)
-        self.name = Linear(("embed", text_width), width, kernel=glorot(text_width, config.width))
-        self.rows = param((rows, config.width), ("entity", "graph"), zeros)
-        self.mention = param((config.width,), ("graph",), jax.nn.initializers.normal(1.0))
+    def __init__(self, config: Config, rows: int):
+        graph, text = config.graph.width, config.encoder.width
+        width, embed = ("graph", graph), ("embed", text)
+        self.name = Linear(embed, width, kernel=glorot(text, graph))
+        self.vector = None
+        if config.knowledge.vectors != "none":
+            self.vector = Linear(embed, width, kernel=glorot(text, graph))
+        self.rows = param((rows, graph), ("entity", "graph"), zeros)
+        self.mention = param((graph,), ("graph",), jax.nn.initializers.normal(1.0))
         self.norm = LayerNorm(width)
 
     def __call__(self, graph: Any, word_vd: jax.Array) -> jax.Array:
@@ -60,6 +66,8 @@ class NodeInput(nnx.Module):
         states = jnp.where(real, jax.lax.stop_gradient(word_vd)[pieces], 0)
         name = states.sum(2) / jnp.maximum(real.sum(2), 1) / 0.02  # unit scale at BERT's init
         x = self.name(name) + use(self.rows)[graph.nodes["row"]]
+        if self.vector is not None:
+            x = x + self.vector(graph.nodes["vector"])
         return self.norm(x + graph.nodes["mention"][..., None] * use(self.mention))
 
 
@@ -76,16 +84,16 @@ class MentionAdd(nnx.Module):
 
     def __call__(
         self, x_bld: jax.Array, nodes_bnw: jax.Array, gate_bn: jax.Array, batch: Batch
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         mentions: Mentions = batch.mentions
-        nodes_bnw = nodes_bnw * gate_bn[..., None].astype(nodes_bnw.dtype)
+        weighted_bnw = nodes_bnw * gate_bn[..., None].astype(nodes_bnw.dtype)
         of = jax.nn.one_hot(mentions.node, nodes_bnw.shape[1], dtype=nodes_bnw.dtype)
-        delta_bmd = self.out(jnp.einsum("bmn,bnw->bmw", of, nodes_bnw))
+        delta_bmd = self.out(jnp.einsum("bmn,bnw->bmw", of, weighted_bnw))
         at = jnp.arange(x_bld.shape[1])[None, None, :]
         inside_bml = (at >= mentions.start[..., None]) & (at < mentions.end[..., None])
         inside_bml &= (mentions.node >= 0)[..., None]
         delta = jnp.einsum("bml,bmd->bld", inside_bml.astype(delta_bmd.dtype), delta_bmd)
-        return jnp.where(inside_bml.any(1)[..., None], delta, 0).astype(x_bld.dtype)
+        return jnp.where(inside_bml.any(1)[..., None], delta, 0).astype(x_bld.dtype), nodes_bnw
 
 
 class CrossAttention(nnx.Module):
@@ -104,7 +112,7 @@ class CrossAttention(nnx.Module):
 
     def __call__(
         self, x_bld: jax.Array, nodes_bnw: jax.Array, gate_bn: jax.Array, batch: Batch
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         q, k, v = self.query(x_bld), self.key(nodes_bnw), self.value(nodes_bnw)
         logits = jnp.einsum("blhk,bnhk->bhln", q * self.scale, k).astype(jnp.float32)
         gate = jnp.where(node_mask(batch.graph), gate_bn, 0)[:, None, None, :]
@@ -115,10 +123,55 @@ class CrossAttention(nnx.Module):
         y = jnp.einsum("bhln,bnhk->blhk", weights.astype(v.dtype), v)
         delta = self.out(y.reshape(*y.shape[:2], -1))
         has_graph = (batch.graph.n_node[:, 0] > 0)[:, None, None]
-        return jnp.where(has_graph, delta, 0).astype(x_bld.dtype)
+        return jnp.where(has_graph, delta, 0).astype(x_bld.dtype), nodes_bnw
 
 
-FUSIONS = {"mention_add": MentionAdd, "cross_attention": CrossAttention}
+class Interaction(nnx.Module):
+    """[CLS] and the graph's interaction node, which is the pooled graph, are mixed by an MLP; its
+    output goes to both, and from the interaction node to all nodes (Zhang et al. 2022). The text
+    has no token for it: [CLS] is the text's side."""
+
+    def __init__(self, text: EncoderConfig, graph: GraphConfig):
+        dtype = jnp.dtype(text.dtype)
+        embed, width, inner = ("embed", text.width), ("graph", graph.width), ("kv", text.width)
+        self.query = Linear(
+            embed, ("kv", graph.width), dtype=dtype, kernel=glorot(text.width, graph.width)
+        )
+        self.from_text = Linear(embed, inner, dtype=dtype, kernel=glorot(text.width, text.width))
+        self.from_graph = Linear(width, inner, dtype=dtype, kernel=glorot(graph.width, text.width))
+        self.to_graph = Linear(inner, width, dtype=dtype, kernel=glorot(text.width, graph.width))
+        self.out = Linear(inner, embed, kernel=zeros, dtype=dtype)
+        self.norm = LayerNorm(width)
+        self.scale = graph.width**-0.5
+
+    def __call__(
+        self, x_bld: jax.Array, nodes_bnw: jax.Array, gate_bn: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        cls_bd = x_bld[:, 0]
+        logits = jnp.einsum("bw,bnw->bn", self.query(cls_bd) * self.scale, nodes_bnw)
+        gate = jnp.where(node_mask(batch.graph), gate_bn, 0)
+        logits = logits.astype(jnp.float32) + jnp.log(jnp.maximum(gate, 1e-30))
+        logits = jnp.where(gate > 0, logits, -jnp.inf)
+        nothing = jnp.zeros((len(logits), 1))
+        weight_bn = jax.nn.softmax(jnp.concatenate([nothing, logits], -1), -1)[:, 1:]
+        pooled_bw = jnp.einsum("bn,bnw->bw", weight_bn.astype(nodes_bnw.dtype), nodes_bnw)
+        mixed_bd = gelu(self.from_text(cls_bd) + self.from_graph(pooled_bw))
+        has_graph = batch.graph.n_node[:, :1] > 0
+        delta_bd = jnp.where(has_graph, self.out(mixed_bd), 0).astype(x_bld.dtype)
+        first_l = jnp.arange(x_bld.shape[1]) == 0
+        nodes_bnw = self.norm(nodes_bnw + self.to_graph(mixed_bd)[:, None, :])
+        # A barrier, or the compiler rounds the text's LayerNorm differently with this path about.
+        delta_bld = jnp.where(first_l[None, :, None], delta_bd[:, None, :], 0)
+        return jax.lax.optimization_barrier(delta_bld), nodes_bnw
+
+
+FUSIONS = {
+    "mention_add": MentionAdd,
+    "cross_attention": CrossAttention,
+    "interaction": Interaction,
+}
+TERMS = {"classification": "label", "kgqa": "answer", "mlm": "mlm"}
+"""The target of each kind of task, and so its head."""
 
 
 class Exchange(nnx.Module):
@@ -138,7 +191,8 @@ class Exchange(nnx.Module):
             if self.gate is None
             else self.gate(x_bld[:, 0], nodes_bnw)
         )
-        x_bld = x_bld + self.fuse(x_bld, nodes_bnw, gate_bn, batch)
+        delta_bld, nodes_bnw = self.fuse(x_bld, nodes_bnw, gate_bn, batch)
+        x_bld = x_bld + delta_bld
         return shard(x_bld, "batch", "length", "embed"), nodes_bnw, edge_gates
 
 
@@ -153,12 +207,17 @@ class FusedModel(nnx.Module):
         self.at = tuple(at)
         self.compute = config.graph.compute
         if self.fused:
-            self.nodes = NodeInput(config.graph, config.encoder.width, sizes.rows)
+            self.nodes = NodeInput(config, sizes.rows)
             self.exchanges = nnx.Dict({str(i): Exchange(config, sizes) for i in at})
-        self.head = HEADS[config.task.kind](config, sizes)
+        self.term = TERMS[config.task.kind]
+        self.head = HEADS[self.term](config, sizes)
+        self.mlm = HEADS["mlm"](config, sizes) if config.objective.mlm.weight else None
 
-    def __call__(self, batch: Batch, names: Any = None, key: jax.Array | None = None) -> Output:
-        """`names`: the piece ids of all entities (kgqa). key None: inference, no dropout."""
+    def __call__(
+        self, batch: Batch, names: Any = None, key: jax.Array | None = None, head: str = ""
+    ) -> Output:
+        """names: the piece ids of all entities (kgqa). key None: inference, no dropout. head: the
+        target that the logits are for, the task's own or "mlm"; empty: the task's own."""
         mask = token_mask(batch)
         x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000))
         x_bld = shard(x_bld, "batch", "length", "embed")
@@ -177,7 +236,6 @@ class FusedModel(nnx.Module):
             edge_gates += gates
             done = layer + 1
         x_bld = self.encoder.run(x_bld, mask, key, done, self.encoder.config.layers)
-        logits, node_gate, gates = self.head(
-            x_bld, nodes_bnw, edges, batch, names, word, fold(key, 1001)
-        )
+        own: Any = self.head if head in ("", self.term) else self.mlm
+        logits, node_gate, gates = own(x_bld, nodes_bnw, edges, batch, names, word, fold(key, 1001))
         return Output(x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates)

@@ -187,6 +187,49 @@ class GraphLayer(nnx.Module):
         return attention_coefficients(leaky(logit), leaky(sent + received), gate_be1, edges)
 
 
+class TripleLayer(nnx.Module):
+    """Triple embeddings without message passing: node v takes the mean over its triples of
+
+      triple_concat   gelu(W [head, relation, tail])
+      triple_sum      W (a head + b relation + c tail), with learned weights a, b, c
+
+    where v is the head or the tail. A triple's gate scales its share. [b, n, w] -> [b, n, w]."""
+
+    def __init__(self, config: GraphConfig, relations: int, dtype: jnp.dtype):
+        width, inner = ("graph", config.width), ("kv", config.width)
+        kernel = glorot(config.width, config.width)
+        self.concat, self.relations = config.kind == "triple_concat", relations
+        self.relation = param((relations, config.width), ("relation", "graph"), normal)
+        if self.concat:
+            self.head = Linear(width, inner, kernel=kernel, bias=False, dtype=dtype)
+            self.tail = Linear(width, inner, kernel=kernel, bias=False, dtype=dtype)
+            self.middle = Linear(width, inner, kernel=kernel, dtype=dtype)
+        else:
+            self.weights = param((3,), (None,), jax.nn.initializers.ones)
+            self.out = Linear(width, inner, kernel=kernel, dtype=dtype)
+
+    def __call__(self, x_bnw: jax.Array, edges: Edges, gate_be: jax.Array) -> jax.Array:
+        # An edge with an inverse relation comes from the tail and arrives at the head.
+        inverse_be1 = (edges.relation_be >= self.relations)[..., None]
+        relation_rw = use(self.relation).astype(x_bnw.dtype)
+        if self.concat:
+            heads, tails, relation_rw = self.head(x_bnw), self.tail(x_bnw), self.middle(relation_rw)
+        else:
+            a, b, c = use(self.weights).astype(x_bnw.dtype)
+            heads, tails, relation_rw = a * x_bnw, c * x_bnw, b * relation_rw
+        forward = edges.at_senders(heads) + edges.at_receivers(tails)
+        backward = edges.at_senders(tails) + edges.at_receivers(heads)
+        triple_bew = jnp.where(inverse_be1, backward, forward)
+        triple_bew = triple_bew + look_up(relation_rw, edges.relation_be % self.relations)
+        if self.concat:
+            triple_bew = gelu(triple_bew)
+        gate_be1 = jnp.where(edges.mask_be, gate_be, 0)[..., None].astype(triple_bew.dtype)
+        _, degree_bn = edges.degrees()  # a self-edge counted, which is none here
+        mean_bnw = edges.sum_at_receivers(triple_bew * gate_be1)
+        mean_bnw = mean_bnw / jnp.maximum(degree_bn - 1, 1)[..., None].astype(mean_bnw.dtype)
+        return mean_bnw if self.concat else self.out(mean_bnw)
+
+
 class EdgeGate(nnx.Module):
     """How relevant the text finds each edge: sigmoid(query . (relation + sender)), in [0, 1]."""
 
@@ -240,7 +283,8 @@ class GraphBlock(nnx.Module):
 
     def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: jnp.dtype):
         names = [str(i) for i in range(config.layers)]
-        self.layers = nnx.Dict({i: GraphLayer(config, relations, dtype) for i in names})
+        layer = TripleLayer if config.kind.startswith("triple") else GraphLayer
+        self.layers = nnx.Dict({i: layer(config, relations, dtype) for i in names})
         self.norms = nnx.Dict({i: LayerNorm(("graph", config.width)) for i in names})
         self.gates = (
             nnx.Dict({i: EdgeGate(config, text_width, relations, dtype) for i in names})

@@ -9,24 +9,30 @@ import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import Config
-from keft_jax.data.batch import Batch, Names, node_mask
-from keft_jax.models.functional import normal, zeros
+from keft_jax.data.batch import Batch, Names, node_mask, token_mask
+from keft_jax.models.functional import normal, param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.layers import LayerNorm, Linear, dropout, gelu, glorot
 from keft_jax.sharding import shard
 
 
 class ClassifyHead(nnx.Module):
-    """BERT's pooler on [CLS], then a linear layer."""
+    """BERT's pooler on [CLS], or the mean of all tokens; then a linear layer."""
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
-        self.pooler = Linear(("embed", width), ("mlp", width))
+        mean = config.task.pooling == "mean"
+        self.pooler = None if mean else Linear(("embed", width), ("mlp", width))
         self.out = Linear(("mlp", width), ("label", sizes.labels))
         self.rate = config.encoder.dropout
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
-        pooled = jnp.tanh(self.pooler(x_bld[:, 0].astype(jnp.float32)))
+        if self.pooler is None:
+            real_bl = token_mask(batch).astype(jnp.float32)
+            total_bd = jnp.einsum("bl,bld->bd", real_bl, x_bld, preferred_element_type="f4")
+            pooled = total_bd / jnp.maximum(real_bl.sum(1, keepdims=True), 1)
+        else:
+            pooled = jnp.tanh(self.pooler(x_bld[:, 0].astype(jnp.float32)))
         return self.out(dropout(pooled, self.rate, key)), None, []
 
 
@@ -81,4 +87,26 @@ class AnswerHead(nnx.Module):
         return add(logits, at, delta), gate_bn, edge_gates
 
 
-HEADS = {"classification": ClassifyHead, "kgqa": AnswerHead}
+class MaskedLMHead(nnx.Module):
+    """BERT's: a transform, then the word table transposed. Only the positions that the target
+    names go through it: the matmul with the vocabulary is the dearest of all."""
+
+    def __init__(self, config: Config, sizes: Any):
+        width, dtype = config.encoder.width, jnp.dtype(config.encoder.dtype)
+        self.transform = Linear(("embed", width), ("kv", width), dtype=dtype)
+        self.norm = LayerNorm(("kv", width), eps=config.encoder.norm_eps)
+        self.bias = param((sizes.vocab,), ("vocab",), zeros)
+        self.pieces, self.dtype = sizes.pieces, dtype
+
+    def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
+        at_bt1 = batch.targets["mlm"].position[..., None]
+        x_btd = self.norm(gelu(self.transform(jnp.take_along_axis(x_bld, at_bt1, 1))))
+        logits = jnp.einsum(
+            "btd,vd->btv", x_btd, word_vd.astype(self.dtype), preferred_element_type="f4"
+        )
+        logits = jnp.where(jnp.arange(len(word_vd)) < self.pieces, logits + use(self.bias), -1e9)
+        return shard(logits, "batch", None, "vocab"), None, []
+
+
+HEADS = {"label": ClassifyHead, "answer": AnswerHead, "mlm": MaskedLMHead}
+"""By the name of a task's target."""

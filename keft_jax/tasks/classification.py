@@ -11,10 +11,10 @@ import numpy as np
 from keft_jax.config import KeftError
 from keft_jax.data.batch import LabelTarget
 from keft_jax.data.source import Example
-from keft_jax.tasks.task import Rows
+from keft_jax.tasks.task import AsGiven, Rows
 
 
-class Classification:
+class Classification(AsGiven):
     """Cross-entropy; accuracy for each example, macro precision, recall and F1 for a split."""
 
     term = "label"

@@ -11,10 +11,10 @@ import numpy as np
 from keft_jax.data.batch import AnswerTarget
 from keft_jax.data.source import Example
 from keft_jax.kg.store import KG
-from keft_jax.tasks.task import Rows
+from keft_jax.tasks.task import AsGiven, Rows
 
 
-class KGQA:
+class KGQA(AsGiven):
     """Cross-entropy against the uniform distribution over the right answers, so that the ones of
     a set end up alike and the set can be read off the scores. Questions none of whose answers is
     in the graph weigh 0 in training and count as wrong in evaluation."""

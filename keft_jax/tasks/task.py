@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from keft_jax.data.batch import Batch
 from keft_jax.data.source import Example
 
 Rows = Mapping[str, np.ndarray]  # one value for each example
@@ -24,11 +25,30 @@ class Task(Protocol):
     def targets(self, examples: Sequence[Example]) -> Any:
         """The target struct of these examples (numpy). Raises KeftError on an unknown label."""
 
+    def prepare(self, batch: Batch, key: jax.Array | None) -> Batch:
+        """The batch as the model is shown it, inside the step. key None: evaluation."""
+
+    def total(self, batch: Batch) -> jax.Array:
+        """The denominator of the loss over a batch that is not prepared yet, f32[]."""
+
     def loss(self, logits_bc: jax.Array, target: Any) -> jax.Array:
-        """Sum over examples of weight * loss, f32. Its denominator is the sum of the weights."""
+        """Sum over examples of weight * loss, f32, of a prepared batch."""
 
     def score(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
         """Per-example metrics f32[b], and `choice` i32[b]: the model's one answer."""
 
     def summarise(self, rows: Rows) -> dict[str, float]:
         """Scores of a whole split from its per-example rows, for reports."""
+
+
+class AsGiven:
+    """Tasks that show the model the batch as it is."""
+
+    term: str
+
+    def prepare(self, batch: Batch, key: jax.Array | None) -> Batch:
+        del key
+        return batch
+
+    def total(self, batch: Batch) -> jax.Array:
+        return batch.targets[self.term].weight.sum()

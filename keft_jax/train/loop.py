@@ -14,6 +14,8 @@ import numpy as np
 from keft_jax.config import Config, KeftError
 from keft_jax.data.features import Dataset
 from keft_jax.data.plan import BatchPlan
+from keft_jax.models.functional import Tree
+from keft_jax.models.pretrained import load_weights, locate, overlay
 from keft_jax.sharding import replicated
 from keft_jax.train.evaluator import Evaluator, NotFiniteError
 from keft_jax.train.objective import Objective, make_terms
@@ -34,7 +36,9 @@ class Trainer(Evaluator):
         config = parts.config
         self._check_divides(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         self.tx = make_optimizer(config.optim, parts.model.abstract())
-        terms = make_terms(config.objective, parts.task, teacher[0].model if teacher else None)
+        terms = make_terms(
+            config.objective, parts.task, teacher[0].model if teacher else None, parts.beside
+        )
         objective = Objective(parts.model, terms)
         self.shardings = state_shardings(parts.model, self.tx, self.mesh)
         self.init = jax.jit(
@@ -44,6 +48,10 @@ class Trainer(Evaluator):
             make_train_step(objective, self.tx, config.optim.accumulate), self.shardings, self.mesh
         )
         self._teacher = {"teacher": teacher[1]} if teacher else {}
+        self._start: Tree = {}  # parameters that every fresh state has alike
+        if config.encoder.pretrained:
+            folder = locate(config.encoder.pretrained)
+            self._start = load_weights(folder, parts.model.abstract())
 
     def _check_divides(self, ways: int) -> None:
         optim = self.parts.config.optim
@@ -60,7 +68,8 @@ class Trainer(Evaluator):
         return {"names": self.names, "learning_rate": rate, **self._teacher}
 
     def fresh(self, seed: int) -> State:
-        return self.init(jax.random.key(seed))
+        state = self.init(jax.random.key(seed))
+        return state.replace(params=overlay(state.params, self._start))
 
     @property
     def compilations(self) -> int:

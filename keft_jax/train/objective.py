@@ -1,10 +1,13 @@
-"""The training objective: a weighted sum of loss terms over one forward pass of the model."""
+"""The training objective: a weighted sum of loss terms. Terms that see the batch in the same way
+share one forward pass of the model."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from keft_jax.config import ObjectiveConfig
 from keft_jax.data.batch import Batch
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import Output
+from keft_jax.models.layers import fold
 from keft_jax.tasks.task import Task
 
 Frozen = Mapping[str, Any]
@@ -21,11 +25,12 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
 
 @dataclass(frozen=True)
 class Term:
-    """`loss` is a sum over the batch; `total` depends on the batch alone and is taken over the
-    whole global batch, so that accumulated parts add up to the big batch."""
+    """`loss` is a sum over the batch as `view` prepared it; `total` depends on the batch alone and
+    is taken over the whole global batch, so that accumulated parts add up to the big batch."""
 
     name: str
     weight: float
+    view: Task  # shows the model the batch
     loss: Callable[[Output, Frozen, Batch], jax.Array]
     total: Callable[[Batch], jax.Array]
 
@@ -34,12 +39,18 @@ def task_term(task: Task, weight: float) -> Term:
     return Term(
         name="task",
         weight=weight,
+        view=task,
         loss=lambda output, frozen, batch: task.loss(output.logits, batch.targets[task.term]),
-        total=lambda batch: batch.targets[task.term].weight.sum(),
+        total=task.total,
     )
 
 
-def distill_term(teacher: Model, weight: float, temperature: float) -> Term:
+def beside_term(task: Task, weight: float) -> Term:
+    """Another task on the same texts, with its head beside the main one."""
+    return dataclasses.replace(task_term(task, weight), name=task.term)
+
+
+def distill_term(teacher: Model, task: Task, weight: float, temperature: float) -> Term:
     """KL(teacher || student) of the softened distributions, times temperature squared (Hinton et
     al. 2015), over all real examples, labelled or not. The teacher's parameters are
     `frozen["teacher"]`; it runs without dropout and takes no gradient."""
@@ -51,18 +62,26 @@ def distill_term(teacher: Model, weight: float, temperature: float) -> Term:
         each = (jnp.exp(log_t) * (log_t - log_s)).sum(-1)
         return temperature**2 * jnp.where(batch.example >= 0, each, 0).sum()
 
-    return Term("distill", weight, loss, lambda batch: (batch.example >= 0).sum())
+    return Term("distill", weight, task, loss, lambda batch: (batch.example >= 0).sum())
 
 
-def make_terms(config: ObjectiveConfig, task: Task, teacher: Model | None) -> tuple[Term, ...]:
-    """A term whose weight is 0 is not built."""
+def make_terms(
+    config: ObjectiveConfig, task: Task, teacher: Model | None, beside: Task | None = None
+) -> tuple[Term, ...]:
+    """A term whose weight is 0 is not built. beside: the masked language modelling of
+    `objective.mlm`."""
     terms = []
     if config.task > 0:
         terms.append(task_term(task, config.task))
     if config.distill.weight > 0:
         if teacher is None:
             raise ValueError("objective.distill needs a teacher model")
-        terms.append(distill_term(teacher, config.distill.weight, config.distill.temperature))
+        settings = config.distill
+        terms.append(distill_term(teacher, task, settings.weight, settings.temperature))
+    if config.mlm.weight > 0:
+        if beside is None:
+            raise ValueError("objective.mlm needs its task")
+        terms.append(beside_term(beside, config.mlm.weight))
     return tuple(terms)
 
 
@@ -85,10 +104,18 @@ class Objective:
         totals: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
-        output = self.model.apply(params, batch, frozen["names"], key)
         loss, metrics = jnp.zeros(()), {}
+        seen: dict[str, tuple[Batch, Output]] = {}
         for term in self.terms:
-            own = term.loss(output, frozen, batch)
+            name = term.view.term
+            if name not in seen:
+                # Randomness of its own, so that a further term does not shift another's dropout.
+                own_key = key if not seen else fold(key, crc32(name.encode()))
+                shown = term.view.prepare(batch, fold(own_key, crc32(b"prepare")))
+                output = self.model.apply(params, shown, frozen["names"], own_key, head=name)
+                seen[name] = shown, output
+            shown, output = seen[name]
+            own = term.loss(output, frozen, shown)
             loss = loss + term.weight * own / totals[term.name]
             metrics[f"loss/{term.name}"] = (own, totals[term.name])
         metrics["loss/total"] = (loss, jnp.ones(()))

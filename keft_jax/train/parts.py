@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
+
 from keft_jax.config import Config, KeftError, from_json, to_json
 from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
 from keft_jax.data.source import Example, read_examples
@@ -19,8 +21,10 @@ from keft_jax.kg.io import build_kg
 from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
+from keft_jax.models.pretrained import locate, read_vocab_size, resolve
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
+from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -38,8 +42,17 @@ class Parts:
     model: Model
     labels: tuple[str, ...]
 
+    @property
+    def beside(self) -> Task | None:
+        """The masked language modelling of `objective.mlm`."""
+        settings = self.config.objective.mlm
+        if settings.weight == 0:
+            return None
+        return MaskedLM(self.knowledge.vocabulary.tokenizer, settings.rate)
+
     def dataset(self, examples: Sequence[Example]) -> Dataset:
-        targets = {self.task.term: self.task.targets(examples)}
+        tasks = [self.task] if self.beside is None else [self.task, self.beside]
+        targets = {task.term: task.targets(examples) for task in tasks}
         return make_dataset(examples, self.knowledge, targets, self.config.data.buckets[-1])
 
     def read(self, path: str) -> list[Example]:
@@ -49,7 +62,8 @@ class Parts:
     def with_kg(self, kg: KG) -> Parts:
         """The same model over another graph, or another version of its own."""
         knowledge = Knowledge(kg, self.knowledge.vocabulary, self.config.knowledge)
-        task = make_task(self.config, kg, self.labels)
+        tokenizer = knowledge.vocabulary.tokenizer
+        task = make_task(self.config, kg, tokenizer, self.labels)
         return Parts(self.config, knowledge, task, self.model, self.labels)
 
 
@@ -76,9 +90,13 @@ def load_kg(config: Config) -> KG:
     return kg
 
 
-def make_task(config: Config, kg: KG, labels: Sequence[str]) -> Task:
+def make_task(
+    config: Config, kg: KG, tokenizer: tokenizers.Tokenizer, labels: Sequence[str]
+) -> Task:
     if config.task.kind == "classification":
         return Classification(labels)
+    if config.task.kind == "mlm":
+        return MaskedLM(tokenizer, config.objective.mlm.rate)
     if kg.n_entities > MAX_ENTITIES:
         raise KeftError(
             f"knowledge.kg = {config.knowledge.kg!r}: {kg.n_entities} entities, more than the "
@@ -90,33 +108,47 @@ def make_task(config: Config, kg: KG, labels: Sequence[str]) -> Task:
 def assemble(config: Config, kg: KG, vocabulary: Vocabulary, labels: tuple[str, ...]) -> Parts:
     sizes = Sizes(
         vocab=round_up(vocabulary.tokenizer.get_vocab_size(), 128),
+        pieces=vocabulary.tokenizer.get_vocab_size(),
         rows=round_up(len(vocabulary.entities) + 1, 128),
         relations=max(len(vocabulary.relations), 1),
         labels=max(len(labels), 1),
     )
     knowledge = Knowledge(kg, vocabulary, config.knowledge)
     model = Model(FusedModel(config, sizes))
-    return Parts(config, knowledge, make_task(config, kg, labels), model, labels)
+    task = make_task(config, kg, vocabulary.tokenizer, labels)
+    return Parts(config, knowledge, task, model, labels)
 
 
 def build(config: Config) -> tuple[Parts, Splits]:
     """Parts made from the config's files, and the examples; the vocabulary and the labels are those
     of the training examples."""
+    config = resolve(config)
     generate(config)
     splits = read_splits(config.data, NEEDED[config.task.kind])
     examples, kg = splits.train, load_kg(config)
-    tokenizer = (
-        load_tokenizer(config.data.vocab)
-        if config.data.vocab
-        else train_wordpiece(
-            [text for e in examples for text in (e.text, e.pair) if text], config.data.vocab_size
-        )
-    )
+    tokenizer = make_tokenizer(config, examples)
     labels = config.task.labels
     if config.task.kind == "classification" and not labels:
         labels = tuple(sorted({e.label for e in examples if e.label is not None}))
     vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
     return assemble(config, kg, vocabulary, labels), splits
+
+
+def make_tokenizer(config: Config, examples: Sequence[Example]) -> tokenizers.Tokenizer:
+    """That of `data.vocab`, else of the pre-trained folder, else one trained on the examples."""
+    given, pretrained = config.data.vocab, config.encoder.pretrained
+    if not (given or pretrained):
+        texts = [text for e in examples for text in (e.text, e.pair) if text]
+        return train_wordpiece(texts, config.data.vocab_size)
+    tokenizer = load_tokenizer(given or locate(pretrained))
+    if pretrained:
+        pieces, rows = tokenizer.get_vocab_size(), read_vocab_size(locate(pretrained))
+        if pieces > rows:
+            raise KeftError(
+                f"{given or pretrained}: a tokenizer of {pieces} pieces, and the word table of "
+                f"{pretrained} has {rows} rows; give the tokenizer that it was trained with"
+            )
+    return tokenizer
 
 
 def generate(config: Config) -> None:

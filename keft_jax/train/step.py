@@ -72,7 +72,8 @@ def make_eval_step(
     """Rows with an `example` id; padding has id -1 and is for the caller to drop."""
 
     def eval_step(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
-        output = model.apply(params, batch, frozen["names"])
+        batch = task.prepare(batch, None)
+        output = model.apply(params, batch, frozen["names"], head=task.term)
         target = batch.targets[task.term]
         rows = task.score(output.logits, target)
         probability = jax.nn.softmax(output.logits).max(-1)
