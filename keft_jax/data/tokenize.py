@@ -7,10 +7,12 @@ alphabet in the order of a randomly seeded hash map, and ties between merges fol
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import (
@@ -120,39 +122,107 @@ def train_wordpiece(
     return _wordpiece(tok.get_vocab(), lowercase)
 
 
-def _wordpiece(vocab: dict[str, int], lowercase: bool) -> Tokenizer:
+def _wordpiece(vocab: dict[str, int], lowercase: bool, **normal: bool | None) -> Tokenizer:
     tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    tok.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tok.normalizer = normalizers.BertNormalizer(lowercase=lowercase, **normal)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
     tok.add_special_tokens(list(SPECIAL))
-    tok.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tok.post_processor = processors.BertProcessing(
+        ("[SEP]", tok.token_to_id("[SEP]")), ("[CLS]", tok.token_to_id("[CLS]"))
+    )
     return tok
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """A `tokenizer.json`, ours or that of a BERT-like model. Raises KeftError."""
+    """A `tokenizer.json`, ours or that of a BERT-like model; or a folder with one, or with BERT's
+    older `vocab.txt` and `tokenizer_config.json`. Raises KeftError."""
     file = Path(path)
-    if file.is_dir():
-        file = file / "tokenizer.json"
-    if not file.is_file():
-        raise KeftError(f"{file}: no such file; give a tokenizer.json of the tokenizers library")
-    try:
-        tok = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception for whatever does not fit
-        raise KeftError(f"{file}: not a tokenizer.json ({error}); export it anew") from error
+    if file.is_dir() and not (file / "tokenizer.json").is_file() and (file / "vocab.txt").is_file():
+        file = file / "vocab.txt"
+        tok = _read_vocab_txt(file)
+    else:
+        file = file / "tokenizer.json" if file.is_dir() else file
+        tok = _read_tokenizer_json(file)
     missing = [piece for piece in SPECIAL if tok.token_to_id(piece) is None]
     if missing:
         raise KeftError(f"{file}: has no {' '.join(missing)}; use a tokenizer of the BERT family")
+    if tok.token_to_id("[PAD]") != 0:
+        raise KeftError(
+            f"{file}: [PAD] is piece {tok.token_to_id('[PAD]')}, and padding is 0 here; use a "
+            "tokenizer of the BERT family"
+        )
+    if sorted(tok.get_vocab().values()) != list(range(tok.get_vocab_size())):
+        raise KeftError(
+            f"{file}: {tok.get_vocab_size()} pieces that are not numbered one after another; "
+            "export it anew"
+        )
     # Published files cut and pad as their own task wanted it.
     tok.no_truncation()
     tok.no_padding()
     return tok
 
 
+def _read_tokenizer_json(file: Path) -> Tokenizer:
+    if not file.is_file():
+        raise KeftError(f"{file}: no such file; give a tokenizer.json of the tokenizers library")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for whatever does not fit
+        raise KeftError(f"{file}: not a tokenizer.json ({error}); export it anew") from error
+
+
+def _read_vocab_txt(file: Path) -> Tokenizer:
+    """One piece a line; the settings beside it are those of transformers' BertTokenizer."""
+    beside, settings = file.with_name("tokenizer_config.json"), {}
+    try:
+        pieces = file.read_text("utf-8").removesuffix("\n").split("\n")
+        if beside.is_file():
+            settings = json.loads(beside.read_text("utf-8"))
+    except ValueError as error:
+        raise KeftError(f"{file.parent}: its tokenizer cannot be read ({error})") from error
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    missing = [piece for piece in SPECIAL if piece not in vocab]
+    if missing:
+        raise KeftError(f"{file}: has no {' '.join(missing)}; use a tokenizer of the BERT family")
+    return _wordpiece(
+        vocab,
+        settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+
+
 def save_tokenizer(tok: Tokenizer, path: str | Path) -> None:
     """Writes a `tokenizer.json` whole or not at all."""
     write_atomic(path, tok.to_str(pretty=True))
+
+
+def save_for_transformers(tok: Tokenizer, folder: Path, longest: int) -> None:
+    """Writes tokenizer.json and what transformers' AutoTokenizer and older programs read beside it.
+
+    Args:
+      longest: tokens that the model reads at most.
+    """
+    save_tokenizer(tok, folder / "tokenizer.json")
+    whole = json.loads(tok.to_str())
+    names = [f"{piece[1:-1].lower()}_token" for piece in SPECIAL]
+    special: dict[str, Any] = dict(zip(names, SPECIAL, strict=True))
+    settings = {"model_max_length": longest, **special}
+    normal = whole["normalizer"] or {}
+    if normal.get("type") == "BertNormalizer" and whole["model"].get("type") == "WordPiece":
+        settings |= {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": normal["lowercase"],
+            "strip_accents": normal["strip_accents"],
+            "tokenize_chinese_chars": normal["handle_chinese_chars"],
+        }
+        vocab = tok.get_vocab()
+        write_atomic(folder / "vocab.txt", "\n".join(sorted(vocab, key=vocab.__getitem__)) + "\n")
+    else:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_atomic(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    write_atomic(folder / "special_tokens_map.json", json.dumps(special, indent=2) + "\n")
 
 
 def encode(

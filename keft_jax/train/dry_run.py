@@ -26,6 +26,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     writes nothing (a generator in the config still makes the data files that are missing)."""
     console = rich.console.Console(highlight=False, soft_wrap=True)
     parts, splits = build(config)
+    config = parts.config
     teacher = load_teacher(parts)
     train = ready(parts, splits.train)
     select = ready(parts, splits.select) if splits.select else None

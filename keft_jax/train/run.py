@@ -33,6 +33,7 @@ from keft_jax.config import Config, KeftError, MeshConfig, config_hash, to_json
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.source import Example
 from keft_jax.files import write_atomic
+from keft_jax.models.pretrained import resolve, start_digest
 from keft_jax.sharding import make_mesh
 from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
 from keft_jax.train.console import Display, introduce, print_summary
@@ -60,6 +61,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     """
     folder = Path(workdir)
     console = rich.console.Console(stderr=True, quiet=quiet)
+    config = resolve(config)
     refuse_other_run(config, folder)
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
@@ -83,6 +85,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         "data.select": fingerprint(splits.select) if select else "",
         "knowledge.kg": parts.knowledge.kg.hash,
         "vocabulary": digest(parts.knowledge.vocabulary.tokenizer.to_str()),
+        "encoder.pretrained": start_digest(config),
         "objective.distill.teacher": identify(*teacher) if teacher else "",
     }
     with claim(folder):
