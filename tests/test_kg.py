@@ -7,6 +7,8 @@ import json
 import random
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from keft_jax.config import KeftError
@@ -181,7 +183,8 @@ def test_reads_tsv_csv_and_gzip(tmp_path):
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     quoted = "".join(f'"{h}", {r},"{t}"\n' for h, r, t in FACTS)
     (tmp_path / "a.csv").write_text("head,relation,tail\n" + quoted, encoding="utf-8")
-    for name in ("a.tsv", "a.tsv.gz", "a.csv"):
+    (tmp_path / "train.txt.gz").write_bytes((tmp_path / "a.tsv.gz").read_bytes())
+    for name in ("a.tsv", "a.tsv.gz", "train.txt.gz", "a.csv"):
         facts, report = read_triples(tmp_path / name, strict=True)
         assert facts == FACTS and report.read == 6 and not report.malformed
     (tmp_path / "names.tsv").write_text("Paris\tPaname\nParis\tCity, of Light\n")
@@ -194,6 +197,37 @@ def test_reads_tsv_csv_and_gzip(tmp_path):
     assert report.files == 4 and report.duplicates == 6 and kg.n_triples == 6
     assert kg.aliases(kg.id("Paris")) == ("City, of Light", "Paname")
     assert kg.description(kg.id("Paris")) == "a, b"
+
+
+def test_reads_parquet(tmp_path):
+    file = tmp_path / "a.parquet"
+
+    def write(names, rows):
+        pq.write_table(pa.table({n: [row[i] for row in rows] for i, n in enumerate(names)}), file)
+
+    write(("source", "tail", "relation", "head"), [(7, t, r, h) for h, r, t in FACTS])
+    assert read_triples(file, strict=True)[0] == FACTS
+    write(("a", "b", "c", "d"), [(*fact, 1.5) for fact in FACTS])
+    assert read_triples(file, strict=True)[0] == FACTS
+    write(("from", "how", "to"), [(1, "r", 2), (1, None, 3), (1, " ", 4)])
+    facts, report = read_triples(file)
+    assert facts == [("1", "r", "2")]
+    assert [line[1:] for line in report.malformed] == [(2, "how is empty"), (3, "how is empty")]
+    with pytest.raises(KeftError, match=r"a.parquet:2: how is empty"):
+        read_triples(file, strict=True)
+    write(("a", "b"), [("x", "y")])
+    with pytest.raises(KeftError, match=r"has the columns a, b; give head, relation, tail"):
+        read_triples(file)
+    kg, _ = build_kg(_written(tmp_path / "kg.tsv", "x\tr\ty\n"), aliases=file)
+    assert kg.aliases(kg.id("x")) == ("y",)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(KeftError, match=r"a.parquet: no Parquet, or damaged"):
+        read_triples(file)
+
+
+def _written(path, text):
+    path.write_text(text)
+    return path
 
 
 def test_malformed_lines_are_counted_and_listed(tmp_path):

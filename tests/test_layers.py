@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    ("config", "files", "memory"),
+    ("config", "files", "memory", "parquet"),
     ("kg",),
     ("sharding",),
     ("data",),

@@ -1,11 +1,14 @@
 """Every way in which a file can be wrong is named with its place; nothing is dropped silently."""
 
+import dataclasses
 import gzip
 import io
 import json
 import logging
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from keft_jax.config import DataConfig, KeftError
@@ -62,7 +65,7 @@ def test_values_become_texts(tmp_path):
 def test_malformed_lines_are_counted_with_their_place(tmp_path, caplog):
     bad = [
         b'{"question":', b"\xff\xfe{}", b"[1]", b"x" * 10_000_000, b'{"question": "a\\ud800"}',
-        b'{"qestion": "a"}', b'{"question": " "}', b'{"question": ["a", "b"]}', b"[" * 100_000,
+        b'{"qestion": "a"}', b'{"question": " "}', b'{"question": ["a", 3]}', b"[" * 100_000,
         b'{"question": "a\x00"}',
     ]  # fmt: skip
     filler = GOOD * 120  # so that the NUL byte does not stand where binary files are told
@@ -76,7 +79,7 @@ def test_malformed_lines_are_counted_with_their_place(tmp_path, caplog):
     for reason, part in zip(
         reasons,
         ("not JSON", "UTF-8 at byte 1", "list", "10,000,001 bytes", "surrogate", "'qestion'",
-         "empty", "list where a text", "nested", "NUL"),
+         "empty", "a int in the list", "nested", "NUL"),
         strict=True,
     ):  # fmt: skip
         assert part in reason
@@ -207,8 +210,107 @@ def test_bad_spans_are_malformed_lines(tmp_path):
     assert "no such field" in reasons[-1]
     with pytest.raises(KeftError, match=r"input:1: data.spans"):
         examples_from([{"question": "Oslo", "at": [[3, 1, "Oslo"]]}], SPANS)
-    with pytest.raises(KeftError, match=r"data\.spans = 'at': gives the mentions alone"):
+    with pytest.raises(KeftError, match=r"data\.spans = 'at': .*give one of these"):
         DataConfig(spans="at", brackets=True)
+
+
+def test_a_list_of_tokens_is_a_text(tmp_path):
+    (example,) = examples_from([{"question": ["Who", "is", "it", "?"]}])
+    assert example.text == "Who is it ?"
+
+
+TOKENS = DataConfig(text="tokens", label="name", token_spans=("h", "t"))
+
+
+def relation(h, t=("b", "Q2", [[0]]), tokens=("Ann", "met", "old", "Bob", "'s", "dog")):
+    return {"tokens": list(tokens), "name": "met", "h": h, "t": t}
+
+
+@pytest.mark.parametrize("form", ["lists", "json"])
+def test_token_spans_cover_their_tokens(form):
+    item = relation(["old bob", "Q7", [[2, 3], [0]]], ["dog", "Q9", [[5]]])
+    if form == "json":
+        item |= {name: json.dumps(item[name]) for name in ("h", "t")}
+    (example,) = examples_from([item], TOKENS)
+    assert example.text == "Ann met old Bob 's dog"
+    assert [(example.text[a:b], entity) for a, b, entity in example.spans] == [
+        ("old Bob", "Q7"),
+        ("dog", "Q9"),
+    ]
+
+
+def test_bad_token_spans_are_malformed_lines(tmp_path):
+    bad = [
+        (relation(["x", "Q1", [[6]]]), "[6] where token numbers from 0 to 5"),
+        (relation(["x", "Q1", [[-1, 0]]]), "[-1, 0] where token numbers"),
+        (relation(["x", "Q1", [[True]]]), "[True] where token numbers"),
+        (relation(["x", "Q1", [["0"]]]), "['0'] where token numbers"),
+        (relation(["x", "Q1", [[]]]), "where [name, entity, [[token numbers], ...]] is expected"),
+        (relation(["x", "Q1", []]), "where [name, entity"),
+        (relation(["x", "Q1"]), "where [name, entity"),
+        (relation(["x", " ", [[0]]]), "where [name, entity"),
+        (relation(["x", None, [[0]]]), "where [name, entity"),
+        (relation("[1"), "not JSON"),
+        (relation(""), "where [name, entity"),
+        (relation(None), "None where [name, entity"),
+        (relation(["x", "Q1", [[0]]]) | {"tokens": "Ann met Bob"}, "a str where data.token_spans"),
+        (relation(["x", "Q1", [[0]]], tokens=["", "a"]), "[0] is an empty token"),
+        ({"tokens": ["a"], "h": ["a", "Q1", [[0]]]}, "'t': no such field"),
+    ]
+    good = relation(["Ann", "Q1", [[0]]])
+    lines = [json.dumps(record) for record, _ in bad] + [json.dumps(good)]
+    report = SourceReport()
+    (example,) = read(tmp_path, "a.jsonl", "\n".join(lines).encode(), TOKENS, report=report)
+    assert example.spans == ((0, 3, "Q1"), (0, 3, "Q2"))
+    assert [line for _, line, _ in report.malformed] == list(range(1, len(bad) + 1))
+    for (_, _, reason), (_, part) in zip(report.malformed, bad, strict=True):
+        assert part in reason and "\n" not in reason
+
+
+def write_parquet(file, rows, **options):
+    pq.write_table(pa.Table.from_pylist(rows), file, **options)
+
+
+ROWS = [
+    {"question": "who é?", "answers": ["Ann", "Bob"], "label": 1, "ok": True, "topic": None},
+    {"question": None, "answers": [], "label": 2, "ok": False, "topic": "x"},
+    {"question": "where?", "answers": None, "label": None, "ok": None, "topic": "x"},
+]
+
+
+def test_parquet_reads_as_jsonl_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("keft_jax.parquet.BATCH", 2)
+    write_parquet(tmp_path / "a.parquet", ROWS)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    data = DataConfig(cluster="topic", pattern="ok", slices=("topic", "label"))
+    reports = SourceReport(), SourceReport()
+    found, wanted = (
+        [dataclasses.replace(e, where=e.where[-1]) for e in read_examples(file, data, report=r)]
+        for file, r in zip((tmp_path / "a.parquet", tmp_path / "a.jsonl"), reports, strict=True)
+    )
+    assert found == wanted and [e.where for e in found] == ["1", "3"]
+    assert found[0].label == "1" and found[0].pattern == "true" and found[0].cluster == ""
+    assert [r.malformed[0][1:] for r in reports] == [(2, "data.text = 'question': empty")] * 2
+
+
+def test_parquet_that_is_not_right(tmp_path):
+    file = tmp_path / "a.parquet"
+    write_parquet(file, [ROWS[0]] * 500, compression="none", write_page_checksum=True)
+    whole = file.read_bytes()
+    with pytest.raises(KeftError, match=r"column 'labl': no such field; did you mean 'label'.*ok"):
+        read_examples(file, DataConfig(label="labl"), need=("label",))
+    for content in (b"", b"PAR1", whole[:-9], whole[: len(whole) // 2], b"x" * len(whole)):
+        assert "a.parquet: no Parquet, or damaged" in refuse(tmp_path, "a.parquet", content)
+    place = whole.index("who é?".encode()) + 1
+    flipped = whole[:place] + b"!" + whole[place + 1 :]
+    assert "damaged" in refuse(tmp_path, "a.parquet", flipped)
+    with pytest.raises(KeftError, match=r"b.parquet: no such file; did you mean a.parquet"):
+        read_examples(tmp_path / "b.parquet", DataConfig())
+    assert "as .parquet" in refuse(tmp_path, "a.parquet.gz", gzip.compress(whole))
+    write_parquet(file, [{"question": b"caf\xc3\xa9"}, {"question": b"\xff"}])
+    report = SourceReport()
+    (example,) = read_examples(file, DataConfig(), report=report)
+    assert example.text == "café" and report.malformed[0][1] == 2
 
 
 def test_examples_in_memory_are_refused_one_by_one():
@@ -226,3 +328,7 @@ def test_real_data(shared):
     data = DataConfig(text="1", label="2")
     found = read_examples(shared / "data/sentiment/sst2/dev.tsv.gz", data, need=("label",))
     assert {e.label for e in found} == {"0", "1"}
+    found = read_examples(shared / "data/relation/fewrel/fewrel.jsonl.gz", TOKENS, need=("label",))
+    assert len(found) > 1000 and all(len(e.spans) == 2 for e in found)
+    start, end, entity = found[0].spans[0]
+    assert (found[0].text[start:end], entity) == ("Song for a Future Generation", "Q7561099")

@@ -1,4 +1,4 @@
-"""Records of a text file: JSONL, TSV, CSV and plain text, gzipped or not, or from stdin.
+"""Records of a file: JSONL, TSV, CSV and plain text, gzipped or not, or from stdin; Parquet.
 
 A line that cannot be read is never dropped silently: it is counted and listed with its place.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from keft_jax.config import KeftError
+from keft_jax.parquet import is_parquet, open_parquet
 
 MAX_LINE = 1 << 20
 """Bytes. A longer line is counted as malformed and skipped without being held in memory."""
@@ -63,19 +64,26 @@ def read_records(
     """(line number from 1, record) for every record of a file.
 
     The suffix tells the format, with or without `.gz`: `.jsonl` (`.ndjson`, `.json`: one object a
-    line), `.tsv`, `.csv`, `.txt` (one text a line); `-` is stdin, told by its first line.
+    line), `.tsv`, `.csv`, `.txt` (one text a line); `-` is stdin, told by its first line. In
+    `.parquet`, never gzipped, the number is the row's.
 
     Args:
       path: file, or `-`.
       report: gets the lines that hold no record.
       text: name of the field with the text. A number: a table without a header row, with its
         columns named by number from 1.
-      columns: fields that the header row of a table must have.
+      columns: fields that the header row of a table, or the schema of Parquet, must have.
       lists: columns of a table whose cells hold several values, with `|` between them.
 
     Raises:
       KeftError: missing, unreadable or binary file, unknown suffix, a column that is not there.
     """
+    if is_parquet(path):
+        with open_parquet(_existing(path)) as (names, rows):
+            require_fields(columns, names, report.path)
+            for number, record in rows:
+                yield number, decode(record)
+        return
     with ExitStack() as stack:
         stream = _open(path, stack)
         format = _format(path, stream)
@@ -103,15 +111,44 @@ def describe_missing(name: str, there: Iterable[str]) -> str:
     return f"no such field{hint} (there are: {shown or 'none'})"
 
 
+def require_fields(
+    needed: Iterable[str], there: Collection[str], place: str, kind: str = "column", or_: str = ""
+) -> None:
+    """Raises KeftError for the first needed field that is not there."""
+    for name in needed:
+        if name not in there:
+            raise KeftError(
+                f"{place}: {kind} {name!r}: {describe_missing(name, there)}; set the data.* field "
+                f"to one of them{or_}"
+            )
+
+
+def decode(value: Any) -> Any:
+    """The value with the bytes in it as text; those that are not UTF-8 stay bytes."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {key: decode(item) for key, item in value.items()}
+    return [decode(item) for item in value] if isinstance(value, list) else value
+
+
+def _existing(path: str | Path) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise KeftError(f"{file}: {_why_missing(file)}")
+    return file
+
+
 def _open(path: str | Path, stack: ExitStack) -> io.BufferedReader:
     """The decompressed bytes. Raises KeftError for what is not a text file."""
     raw: BinaryIO
     if str(path) == "-":
         raw = sys.stdin.buffer  # closed by its owner, not here
     else:
-        file = Path(path)
-        if not file.is_file():
-            raise KeftError(f"{file}: {_why_missing(file)}")
+        file = _existing(path)
         try:
             raw = stack.enter_context(file.open("rb"))
         except OSError as error:
@@ -130,8 +167,8 @@ def _open(path: str | Path, stack: ExitStack) -> io.BufferedReader:
         raise KeftError(f"{path}: gzip data; give its name the suffix .gz")
     if b"\0" in head:
         raise KeftError(
-            f"{path}: a binary file (NUL bytes) where UTF-8 text is expected; give JSONL, TSV or"
-            " CSV (UTF-16 text: iconv -f UTF-16 -t UTF-8)"
+            f"{path}: a binary file (NUL bytes) where UTF-8 text is expected; give JSONL, TSV,"
+            " CSV, or Parquet as .parquet (UTF-16 text: iconv -f UTF-16 -t UTF-8)"
         )
     return stream
 
@@ -158,7 +195,7 @@ def _format(path: str | Path, stream: io.BufferedReader) -> str:
     if suffix.lower() not in FORMATS:
         raise KeftError(
             f"{path}: format {suffix or 'without a suffix'} is not known; use .jsonl, .tsv, .csv or"
-            " .txt, gzipped with .gz"
+            " .txt, gzipped with .gz, or .parquet"
         )
     return FORMATS[suffix.lower()]
 
@@ -221,13 +258,8 @@ def _table(
             header = [str(i) for i in range(1, len(cells) + 1)]
         elif not header:
             header = [cell.strip() for cell in cells]
-            for name in columns:
-                if name not in header:
-                    raise KeftError(
-                        f"{report.path}:{number}: column {name!r}: {describe_missing(name, header)}"
-                        "; set the data.* field to one of them, or to a column number (from 1)"
-                        " where there is no header row"
-                    )
+            headless = ", or to a column number (from 1) where there is no header row"
+            require_fields(columns, header, f"{report.path}:{number}", or_=headless)
             continue
         if len(cells) == len(header):
             pairs = zip(header, cells, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from keft_jax.config import DataConfig, KeftError
 from keft_jax.data.records import SourceReport, describe_missing, read_records
+from keft_jax.data.tfds import PREFIX, read_tfds
 from keft_jax.kg.linking.string import parse_brackets
 
 logger = logging.getLogger(__name__)
@@ -54,17 +55,19 @@ def read_examples(
     need: Sequence[str] = (),
     report: SourceReport | None = None,
 ) -> list[Example]:
-    """Examples of a file, in its order; formats as in `records.read_records`.
+    """Examples of a file, in its order; formats as in `records.read_records`. Or of a prepared TFDS
+    data set: `tfds:NAME:SPLIT`, as in `tfds.read_tfds`.
 
     In a table, several answers or entities in one cell stand between `|`, and spans as JSON. A
-    field that holds a single answer in JSON may be a string.
+    field that holds a single answer in JSON may be a string. A text may be a list of tokens, which
+    single spaces join.
 
     Args:
-      path: file, or `-` for stdin.
+      path: file, `-` for stdin, or data set.
       data: which field holds what.
       need: roles besides the text that every record must have: "label", "answers", "pattern" or
         "cluster". Otherwise they may be absent (texts to predict have no label). `pair`,
-        `entity` and `spans` are needed whenever the config names them.
+        `entity`, `spans` and `token_spans` are needed whenever the config names them.
       report: filled with the count and the places of malformed lines, which are logged as well.
 
     Raises:
@@ -73,10 +76,13 @@ def read_examples(
     report = SourceReport() if report is None else report
     report.path = "stdin" if str(path) == "-" else str(path)
     fields = _fields(data, need)
-    columns = [name for name, needed in fields.values() if needed]
+    columns = [name for name, needed in fields.values() if needed] + list(data.token_spans)
     examples: list[Example] = []
-    lists = [fields[role][0] for role in LISTS if role in fields]
-    records = read_records(path, report, text=data.text, columns=columns, lists=lists)
+    if report.path.startswith(PREFIX):
+        records = read_tfds(report.path, data.tfds_dir, columns)
+    else:
+        lists = [fields[role][0] for role in LISTS if role in fields]
+        records = read_records(path, report, text=data.text, columns=columns, lists=lists)
     for line, record in records:
         try:
             where = f"{report.path}:{line}"
@@ -140,7 +146,10 @@ def _example(
         if name in record and role == "spans":
             continue  # no strings: see below; none at all is right for a text without a mention
         if name in record:
-            values[role] = _strings(record[name], role, name)
+            value = record[name]
+            if role == "text" and isinstance(value, list | tuple):
+                value = " ".join(_tokens(value, name))
+            values[role] = _strings(value, role, name)
         elif needed:
             raise _BadRecord(f"data.{role} = {name!r}: {describe_missing(name, record)}")
         if needed and not values[role]:
@@ -149,11 +158,14 @@ def _example(
     spans: tuple[tuple[int, int, str], ...] = tuple(_locate(text, name) for name in entities)
     if data.spans:
         spans = _given_spans(record[data.spans], data.spans, text)
+    if data.token_spans:
+        places = _token_places(record[data.text], data.text)
+        spans = tuple(_token_span(record, name, places) for name in data.token_spans)
     if data.brackets:
-        text, places = parse_brackets(text)
-        if len(entities) != len(places):  # no name for each: what is marked is the name
-            entities = tuple(text[start:end] for start, end in places)
-        spans = tuple((*place, name) for place, name in zip(places, entities, strict=True))
+        text, marked = parse_brackets(text)
+        if len(entities) != len(marked):  # no name for each: what is marked is the name
+            entities = tuple(text[start:end] for start, end in marked)
+        spans = tuple((*place, name) for place, name in zip(marked, entities, strict=True))
         if not text.strip():
             raise _BadRecord(f"data.text = {fields['text'][0]!r}: empty")
     one = {role: "".join(value) for role, value in values.items() if role not in LISTS}
@@ -197,11 +209,7 @@ def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
 def _given_spans(value: Any, name: str, text: str) -> tuple[tuple[int, int, str], ...]:
     """[[start, end, entity name], ...], or that as JSON in a table's cell."""
     where = f"data.spans = {name!r}"
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except (ValueError, RecursionError):
-            raise _BadRecord(f"{where}: not JSON; write [[start, end, entity name], ...]") from None
+    value = _from_cell(value, where, "[[start, end, entity name], ...]")
     if not isinstance(value, list | tuple):
         raise _BadRecord(
             f"{where}: a {type(value).__name__} where [[start, end, entity name], ...] is expected"
@@ -213,9 +221,7 @@ def _given_spans(value: Any, name: str, text: str) -> tuple[tuple[int, int, str]
             and [type(part) for part in item] == [int, int, str]
             and _strings(item[2], "spans", name)
         ):
-            shown = repr(item)
-            shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-            raise _BadRecord(f"{where}: {shown} where [start, end, entity name] is expected")
+            raise _BadRecord(f"{where}: {_brief(item)} where [start, end, entity name] is expected")
         start, end, entity = item
         if not 0 <= start < end <= len(text):
             raise _BadRecord(
@@ -224,6 +230,67 @@ def _given_spans(value: Any, name: str, text: str) -> tuple[tuple[int, int, str]
             )
         spans.append((start, end, entity.strip()))
     return tuple(spans)
+
+
+def _tokens(value: list | tuple, name: str) -> list[str]:
+    for token in value:
+        if not isinstance(token, str):
+            kind = type(token).__name__
+            raise _BadRecord(f"data.text = {name!r}: a {kind} in the list where a text is expected")
+    return list(value)
+
+
+def _token_places(value: Any, name: str) -> list[tuple[int, int]]:
+    """(start, end) of each token in the text that single spaces make of them."""
+    if not isinstance(value, list | tuple):
+        kind = type(value).__name__
+        raise _BadRecord(
+            f"data.text = {name!r}: a {kind} where data.token_spans needs a list of tokens"
+        )
+    places, start = [], 0
+    for token in _tokens(value, name):
+        places.append((start, start + len(token)))
+        start += len(token) + 1
+    return places
+
+
+def _token_span(
+    record: Mapping[str, Any], name: str, places: Sequence[tuple[int, int]]
+) -> tuple[int, int, str]:
+    """[name, entity, [[token numbers], ...]], or that as JSON in a table's cell -> the characters
+    from the first to the last token of its first mention."""
+    where, form = f"data.token_spans: {name!r}", "[name, entity, [[token numbers], ...]]"
+    if name not in record:
+        raise _BadRecord(f"{where}: {describe_missing(name, record)}")
+    match _from_cell(record[name], where, form):
+        case [_, str(entity), [[*numbers], *_]] if entity.strip() and numbers:
+            pass
+        case other:
+            raise _BadRecord(f"{where}: {_brief(other)} where {form} is expected")
+    if not all(type(n) is int and 0 <= n < len(places) for n in numbers):
+        raise _BadRecord(
+            f"{where}: {_brief(numbers)} where token numbers from 0 to {len(places) - 1} are "
+            "expected"
+        )
+    start, end = places[min(numbers)][0], places[max(numbers)][1]
+    if start == end:
+        raise _BadRecord(f"{where}: {_brief(numbers)} is an empty token")
+    return start, end, _strings(entity, "token_spans", name)[0]
+
+
+def _from_cell(value: Any, where: str, form: str) -> Any:
+    """The JSON of a table's cell, [] for an empty one; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError):
+        raise _BadRecord(f"{where}: not JSON; write {form}") from None
+
+
+def _brief(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _locate(text: str, name: str) -> tuple[int, int, str]:

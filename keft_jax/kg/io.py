@@ -1,4 +1,4 @@
-"""Triples and names from text files, with an account of every line that could not be read."""
+"""Triples and names from text and Parquet, with an account of every line that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import IO, cast
 from keft_jax.config import KeftError
 from keft_jax.kg import disk
 from keft_jax.kg.store import KG, Triple
+from keft_jax.parquet import is_parquet, open_parquet
 
 LONGEST_LINE = 1 << 20  # bytes
 _KEPT = 20  # malformed lines that a report lists; all are counted
@@ -24,6 +25,9 @@ _HEADERS = {
     ("source", "relation", "target"),
     ("h", "r", "t"),
 }
+
+Fields = tuple[int, list[str], str]
+"""Line from 1, its fields, and what is wrong with them ("": nothing)."""
 
 
 @dataclass
@@ -50,7 +54,8 @@ class Report:
 
 
 def read_triples(path: str | Path, *, strict: bool = False) -> tuple[list[Triple], Report]:
-    """Triples of a TSV or CSV file (head, relation, tail), `.gz` or not.
+    """Triples of a file (head, relation, tail): `.csv`, `.parquet` (columns of these names or the
+    others of `_HEADERS`, else the first three), TSV by any other name; text may be `.gz`.
 
     A malformed line (not three non-empty fields, not UTF-8, longer than 1 MiB, NUL bytes) is
     counted and listed; with `strict` the first one is a KeftError with file:line. KeftError too
@@ -69,7 +74,7 @@ def build_kg(
     descriptions: str | Path | None = None,
     strict: bool = False,
 ) -> tuple[KG, Report]:
-    """A graph of all sources; `aliases` and `descriptions` are TSV or CSV files of two columns,
+    """A graph of all sources; `aliases` and `descriptions` are such files of two columns,
     entity and other name or entity and text (the last one counts). Errors as `read_triples`."""
     if isinstance(sources, str | Path):
         sources = [sources]
@@ -97,34 +102,65 @@ def _read_rows(
     path: Path, columns: tuple[str, ...], strict: bool, report: Report
 ) -> Iterator[tuple[str, ...]]:
     """Rows with a field for each column, as they are read."""
-    comma = path.name.removesuffix(".gz").lower().endswith(".csv")
     report.files += 1
     lines_before, rows, first_bad = report.lines, 0, ""
-    with _open(path) as file:
-        for number, raw in _lines(file, path):
-            if not raw.strip():
-                continue
-            report.lines += 1
-            fields, reason = _split(raw, comma, len(columns))
-            if not reason:
-                if number == 1 and comma and tuple(f.lower() for f in fields) in _HEADERS:
-                    report.headers += 1
-                    continue
-                rows += 1
-                report.read += 1
-                yield tuple(fields)
-                continue
-            if strict:
-                raise KeftError(f"{path}:{number}: {reason}; put it right, or leave out --strict")
-            first_bad = first_bad or f"line {number}: {reason}"
-            report.reject(path, number, reason)
-    shape = ("," if comma else "<tab>").join(columns)
+    read = _parquet_fields if is_parquet(path) else _text_fields
+    for number, fields, reason in read(path, columns, report):
+        if not reason:
+            rows += 1
+            report.read += 1
+            yield tuple(fields)
+            continue
+        if strict:
+            raise KeftError(f"{path}:{number}: {reason}; put it right, or leave out --strict")
+        first_bad = first_bad or f"line {number}: {reason}"
+        report.reject(path, number, reason)
+    shape = ("," if _is_csv(path) else "<tab>").join(columns)
     if report.lines == lines_before:
         raise KeftError(f"{path}: empty; write {shape} on each line")
     if not rows:
         what = f"no line is {shape} ({first_bad or 'only a header'})"
         remedy = "; names of two columns belong in --aliases" if len(columns) == 3 else ""
         raise KeftError(f"{path}: {what}; write {len(columns)} fields on each line{remedy}")
+
+
+def _text_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[Fields]:
+    comma = _is_csv(path)
+    with _open(path) as file:
+        for number, raw in _lines(file, path):
+            if not raw.strip():
+                continue
+            report.lines += 1
+            fields, reason = _split(raw, comma, len(columns))
+            header = number == 1 and comma and tuple(f.lower() for f in fields) in _HEADERS
+            if header and not reason:
+                report.headers += 1
+            else:
+                yield number, fields, reason
+
+
+def _parquet_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[Fields]:
+    _require_file(path)
+    with open_parquet(path) as (names, rows):
+        known = (header for header in (columns, *_HEADERS) if set(header) <= set(names))
+        chosen = next((h for h in known if len(h) == len(columns)), names[: len(columns)])
+        if len(chosen) < len(columns):
+            raise KeftError(
+                f"{path}: has the columns {', '.join(names) or 'none'}; give {', '.join(columns)}"
+            )
+        for number, row in rows:
+            report.lines += 1
+            values = [row[name] for name in chosen]
+            odd = [v for v in values if not isinstance(v, str | int | None)]
+            fields = ["" if v is None else str(v).strip() for v in values]
+            reason = f"a {type(odd[0]).__name__} where text is expected" if odd else ""
+            if not reason and not all(fields):
+                reason = f"{chosen[fields.index('')]} is empty"
+            yield number, fields, reason
+
+
+def _is_csv(path: Path) -> bool:
+    return path.name.removesuffix(".gz").lower().endswith(".csv")
 
 
 def _split(raw: bytes, comma: bool, width: int) -> tuple[list[str], str]:
@@ -177,13 +213,17 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
         raise KeftError(f"{path}: cannot be read after line {number} ({error})") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked where it is .gz. KeftError where it cannot be text."""
+def _require_file(path: Path) -> None:
     if not path.exists():
         raise KeftError(f"{path}: no such file; check the path")
     if path.is_dir():
         remedy = "it is a graph already, use it as it is" if disk.is_graph(path) else "name files"
         raise KeftError(f"{path}: a folder, not a file of triples; {remedy}")
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked where it is .gz. KeftError where it cannot be text."""
+    _require_file(path)
     try:
         with path.open("rb") as file:
             magic = file.read(2)
