@@ -20,7 +20,7 @@ from keft_jax.options import ConfigOptions, config_stem, parse, run_main, take_c
 
 @dataclass(frozen=True)
 class Build:
-    """Builds a graph from files of triples: head, relation, tail in TSV or CSV, .gz too."""
+    """Builds a graph from files of head, relation, tail: TSV or CSV, .gz too, or Parquet."""
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Files of triples."""
