@@ -165,6 +165,26 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Writes a trained run as a folder that transformers loads: the text encoder and its tokenizer.
+    What else the run has learned is in OUT/knowledge; keft_jax.load(OUT) gives all of it back."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's directory."""
+    out: str
+    """Folder to write; must not be there, or be empty."""
+
+
+def export(argv: Sequence[str]) -> int:
+    own = parse(Export, argv, prog="keft export")
+    from keft_jax.export import export as write
+
+    write(own.run, own.out)
+    Console(stderr=True, highlight=False).print(f"exported to {own.out}", markup=False)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "kg build": (kg_build, "build a graph from files of triples"),
     "kg info": (kg_info, "what a graph holds"),
@@ -172,6 +192,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "gain-merge": (gain_merge, "one table from several"),
     "evaluate": (evaluate, "a run's metrics on a labelled file, as JSON"),
     "predict": (predict, "a run's answers, as JSON lines"),
+    "export": (export, "a run as a folder that transformers loads"),
 }
 
 

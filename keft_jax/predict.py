@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from keft_jax.data.batch import Batch, Names
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example, examples_from, read_examples
+from keft_jax.export import is_export, load_export
 from keft_jax.kg.store import KG
 from keft_jax.sharding import make_mesh
 from keft_jax.train.evaluator import Evaluator, refuse_not_finite
@@ -139,5 +141,7 @@ class Predictor:
 
 
 def load(run: str | os.PathLike[str]) -> Predictor:
-    """The trained model of a run's directory. Raises KeftError where it is none."""
-    return Predictor(*load_run(run, make_mesh(ONE)))
+    """The trained model of a run's directory, or of what `keft export` made of one. Raises
+    KeftError where it is neither."""
+    read = load_export if is_export(Path(run)) else load_run
+    return Predictor(*read(run, make_mesh(ONE)))

@@ -259,7 +259,7 @@ def load_weights(folder: Path, abstract: Tree) -> Tree:
     vocab = read_vocab_size(folder)
     out: Tree = {}
     with _open(folder) as tensors:
-        rules = make_rules(_shapes(abstract))
+        rules = make_rules({path: leaf.shape for path, leaf in flat(abstract).items()})
         there = {"", *(rule.head for rule in rules if tensors.has(rule))}
         absent = {rule.head for rule in rules} - there
         for rule in rules:
@@ -298,9 +298,9 @@ def _refuse_untied(tensors: _Tensors) -> None:
         )
 
 
-def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
-    leaves, names = jax.tree.leaves(tree), jax.tree.leaves(paths(tree))
-    return {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
+def flat(tree: Tree) -> dict[str, Any]:
+    """{path: leaf}."""
+    return dict(zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def _put(tree: Tree, path: str, value: Any) -> None:
@@ -332,8 +332,8 @@ def save_weights(params: Tree, encoder: EncoderConfig, vocab: int, folder: Path)
     Returns:
       The paths of the parameters that were written.
     """
-    rules = make_rules(_shapes(params))
-    leaves = dict(zip(jax.tree.leaves(paths(params)), jax.tree.leaves(params), strict=True))
+    leaves = flat(params)
+    rules = make_rules({path: leaf.shape for path, leaf in leaves.items()})
     masked = any(rule.path.startswith("heads/mlm/") for rule in rules)
     tensors = {}
     for rule in rules:
