@@ -1,0 +1,96 @@
+"""A run as a folder that transformers loads, with everything else beside it.
+
+    OUT/config.json, model.safetensors     the text encoder, with its pooler or masked-LM head
+    OUT/tokenizer.json, vocab.txt, ...     the tokenizer
+    OUT/knowledge/parameters.safetensors   all other parameters, by path
+    OUT/knowledge/config.json, labels.json, tokenizer.json, kg/    as in a run's directory
+
+`keft_jax.load(OUT)` gives the trained model back, with the same parameters bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import Mesh
+
+from keft_jax.config import KeftError, MeshConfig
+from keft_jax.data.tokenize import save_for_transformers
+from keft_jax.files import write_atomic
+from keft_jax.models.functional import paths
+from keft_jax.models.pretrained import flat, load_weights, save_weights
+from keft_jax.sharding import make_mesh
+from keft_jax.train.parts import Parts, load_parts, save_parts
+from keft_jax.train.run import load_run
+
+KNOWLEDGE, PARAMETERS = "knowledge", "parameters.safetensors"
+
+
+def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Writes the best parameters of a run's directory as `out`, whole or not at all.
+
+    Raises KeftError where `run` is no run, and where `out` is there and not an empty folder.
+    """
+    folder = Path(os.path.abspath(out))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KeftError(f"--out {out}: is there already; name another folder, or remove this one")
+    parts, params = load_run(run, make_mesh(MeshConfig(data=1)))
+    part = folder.parent / f".{folder.name}.new-{secrets.token_hex(4)}"
+    try:
+        part.mkdir(parents=True)
+        _write(parts, params, part)
+        os.rename(part, folder)  # an empty folder in the way is replaced
+    except OSError as error:
+        raise KeftError(
+            f"--out {out}: cannot write there ({error.strerror}); name another"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(parts: Parts, params: Any, folder: Path) -> None:
+    tokenizer, encoder = parts.knowledge.vocabulary.tokenizer, parts.config.encoder
+    written = save_weights(params, encoder, tokenizer.get_vocab_size(), folder)
+    save_for_transformers(tokenizer, folder, encoder.max_length)
+    save_parts(parts, folder / KNOWLEDGE)
+    others = {
+        path: np.asarray(jax.device_get(leaf))
+        for path, leaf in flat(params).items()
+        if path not in written
+    }
+    write_atomic(folder / KNOWLEDGE / PARAMETERS, safetensors.numpy.save(others))
+
+
+def is_export(folder: Path) -> bool:
+    return (folder / KNOWLEDGE / PARAMETERS).is_file()
+
+
+def load_export(path: str | os.PathLike[str], mesh: Mesh | None = None) -> tuple[Parts, Any]:
+    """The parts and parameters of an exported run, on `mesh` (None: all devices, whole on each).
+    Its word table is zero behind the tokenizer's pieces, where nothing reads it. Raises KeftError.
+    """
+    folder = Path(path)
+    parts = load_parts(folder / KNOWLEDGE)
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    abstract, file = parts.model.abstract(), folder / KNOWLEDGE / PARAMETERS
+    try:
+        others = safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise KeftError(f"{file}: cannot be read ({error}); export the run again") from error
+    found = flat(load_weights(folder, abstract)) | others
+    for name, struct in flat(abstract).items():
+        if name not in found or found[name].shape != struct.shape:
+            there = f"has the shape {found[name].shape}" if name in found else "is not there"
+            raise KeftError(
+                f"{folder}: parameter {name} {there}, {struct.shape} expected; export the run again"
+            )
+    params = jax.tree.map(lambda name: found[name], paths(abstract))
+    return parts, jax.device_put(params, parts.model.shardings(mesh))
