@@ -185,9 +185,42 @@ def export(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Tfds:
+    """Prepares a TFDS data set from files of examples, in array_record: no TensorFlow. The config
+    then reads it by --data.train=tfds:NAME:SPLIT. One that keft made before is replaced."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of the data set; keft_quickstart makes its own source."""
+    source: tuple[str, ...] = ()
+    """Files of examples, one for each split: FILE or SPLIT=FILE. Or a folder of such files, with its
+    kg, aliases and descriptions."""
+    kg: str = ""
+    """File of the graph to place beside the splits, as it is."""
+    lists: tuple[str, ...] = ()
+    """Columns of TSV and CSV whose cells hold several values, with | between them."""
+    data_dir: str = ""
+    """Folder of prepared data sets (default: TFDS's own, ~/tensorflow_datasets)."""
+
+
+def tfds(argv: Sequence[str]) -> int:
+    own = parse(Tfds, argv, prog="keft tfds")
+    from keft_jax.data.tfds_builders import prepare
+
+    folder, reports = prepare(own.name, own.source, kg=own.kg, lists=own.lists, folder=own.data_dir)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for split, report in reports.items():
+        console.print(f"tfds:{own.name}:{split}  {report.examples:,} records", markup=False)
+        if report.malformed_lines:
+            console.print(f"  {report.summary()}", markup=False)
+    print(folder)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "kg build": (kg_build, "build a graph from files of triples"),
     "kg info": (kg_info, "what a graph holds"),
+    "tfds": (tfds, "prepare a TFDS data set from files, without TensorFlow"),
     "gain": (gain, "what the knowledge was worth: controls, seeds, one table"),
     "gain-merge": (gain_merge, "one table from several"),
     "evaluate": (evaluate, "a run's metrics on a labelled file, as JSON"),

@@ -1,0 +1,262 @@
+"""Files of examples made into TFDS data sets, in array_record and without TensorFlow.
+
+Importing this takes the time of importing TFDS: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from keft_jax.config import KeftError
+from keft_jax.data.records import SourceReport, read_records
+from keft_jax.data.tfds import READABLE, data_dir
+
+VERSION = "1.0.0"
+GRAPH = ("kg", "aliases", "descriptions")
+"""Files of a folder that are the graph's, by their names without a suffix; copied as they are."""
+SUFFIXES = (".jsonl", ".ndjson", ".tsv", ".csv", ".parquet")
+"""Files of a folder that are splits; text may be .gz."""
+METAQA = {"train": "1hop-train.jsonl.gz", "valid": "1hop-valid.jsonl.gz"}
+Kinds = Mapping[str, str]
+"""Field -> "text", "list" (of texts) or "json" (anything deeper, as text)."""
+
+
+class RecordsBuilder(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]
+):
+    """A data set with the records of files, in their order: a field is a Text, or a sequence of
+    Text where it holds lists. A number is its JSON; a field that a record lacks is empty."""
+
+    VERSION = tfds.core.Version(VERSION)
+    url_infos = None
+    """No checksums: nothing is downloaded. TFDS would look for them by way of importlib_resources,
+    which it does not ask to be installed."""
+
+    def __init__(self, name: str, splits: Mapping[str, Path], lists: Collection[str], root: Path):
+        """Reads the files once for the fields they have; `reports` then counts what they hold.
+
+        Args:
+          name: of the data set.
+          splits: split -> its file.
+          lists: columns of TSV and CSV whose cells hold several values, with `|` between them.
+          root: folder of data sets to write to.
+
+        Raises:
+          KeftError: a file that cannot be read or holds no record.
+        """
+        self.name = name
+        self.splits, self.lists = splits, lists
+        self.reports = {split: SourceReport() for split in splits}
+        self.kinds = _kinds(
+            record
+            for split, file in splits.items()
+            for record in _records(file, lists, self.reports[split])
+        )
+        super().__init__(data_dir=root, file_format=READABLE)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {
+            name: tfds.features.Sequence(text) if kind == "list" else text
+            for name, kind in self.kinds.items()
+        }
+        return _Info(
+            builder=self,
+            description=f"Made by keft_jax from {', '.join(f.name for f in self.splits.values())}.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(file) for split, file in self.splits.items()}
+
+    def _generate_examples(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, record in enumerate(_records(file, self.lists, SourceReport())):
+            yield number, {name: _cast(record.get(name), k) for name, k in self.kinds.items()}
+
+
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Asks nobody: TFDS would look for the set on the net, and leave a temporary folder."""
+
+
+def prepare(
+    name: str,
+    sources: Sequence[str],
+    *,
+    kg: str = "",
+    lists: Collection[str] = (),
+    folder: str = "",
+) -> tuple[Path, dict[str, SourceReport]]:
+    """Prepares a data set whole, or leaves what was there.
+
+    Args:
+      name: of the data set. `keft_quickstart` needs no source; the folder of `keft_metaqa` has
+        that data's own names of files.
+      sources: files (a split is called after its file, or `SPLIT=FILE`), or one folder of them.
+      kg: file of the graph to place beside the splits; a folder's own is found.
+      lists: as in `RecordsBuilder`.
+      folder: folder of data sets; "": TFDS's own.
+
+    Returns:
+      The folder of the data set's version, and what each split came to.
+
+    Raises:
+      KeftError: a source that is not there, damaged or empty; a name that TFDS cannot take or that
+        belongs to a data set which was not made here.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise KeftError(f"{name}: no name of a data set; use a-z, 0-9 and _, a letter first")
+    root = data_dir(folder)
+    target = root / name / VERSION
+    if target.exists() and not _is_ours(target):
+        raise KeftError(f"{target}: a data set that keft did not make; use another name")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(dir=root, prefix=f".{name}-"))
+    except OSError as error:
+        raise KeftError(f"{root}: cannot write there ({error.strerror}); set --data_dir") from error
+    try:
+        if name == "keft_quickstart" and not sources:
+            from keft_jax.data import quickstart
+
+            quickstart.generate(temp / "source")
+            sources = [str(temp / "source")]
+        splits, graph = _find(name, sources)
+        graph += [_there(Path(kg))] if kg else []
+        builder = RecordsBuilder(name, splits, lists, temp)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # tells of the temporary folder
+            builder.download_and_prepare()
+        made = temp / name / VERSION
+        for file in graph:
+            shutil.copy(file, made / file.name)
+        _put(made, target, temp / "old")
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return target, builder.reports
+
+
+def _put(made: Path, target: Path, old: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if not target.exists():
+        os.rename(made, target)
+        return
+    os.rename(target, old)
+    try:
+        os.rename(made, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+
+
+def _is_ours(target: Path) -> bool:
+    try:
+        meta = json.loads((target / "dataset_info.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(meta, dict) and meta.get("moduleName") == __name__
+
+
+def _find(name: str, sources: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
+    """(split -> file, files of the graph)."""
+    if not sources:
+        raise KeftError(f"--source: none for {name}; give files with examples, or their folder")
+    first = Path(sources[0])
+    if first.is_dir() and len(sources) > 1:
+        raise KeftError(f"{first}: a folder among other sources; give it alone, or name its files")
+    if first.is_dir():
+        files = sorted(file for file in first.iterdir() if file.is_file())
+        graph = [file for file in files if _stem(file) in GRAPH]
+        if name == "keft_metaqa":
+            return {split: _there(first / file) for split, file in METAQA.items()}, graph
+        named = [(_stem(f), f) for f in files if f not in graph and _suffix(f) in SUFFIXES]
+    else:
+        graph, named = [], []
+        for source in sources:
+            split, equals, place = source.rpartition("=")
+            path = _there(Path(place))
+            named.append((split if equals else _stem(path), path))
+    splits: dict[str, Path] = {}
+    for split, file in named:
+        if not re.fullmatch(r"[\w-]+", split) or split == "all":
+            raise KeftError(f"{file}: {split!r} is no name of a split; give SPLIT={file}")
+        if split in splits:
+            raise KeftError(f"{file}: {splits[split]} is the split {split!r} too; give SPLIT=FILE")
+        splits[split] = file
+    if not splits:
+        raise KeftError(f"{first}: no file of examples; give one of {', '.join(SUFFIXES)}")
+    return splits, graph
+
+
+def _there(file: Path) -> Path:
+    if file.is_file():
+        return file
+    held = sorted(p.name for p in file.parent.iterdir()) if file.parent.is_dir() else []
+    shown = ", ".join(held[:12]) + (", ..." if len(held) > 12 else "")
+    raise KeftError(f"{file}: no such file ({file.parent} holds {shown or 'nothing'})")
+
+
+def _stem(file: Path) -> str:
+    return file.name.partition(".")[0]
+
+
+def _suffix(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _records(file: Path, lists: Collection[str], report: SourceReport) -> Iterator[dict[str, Any]]:
+    """The records that can be written; the others are counted in the report."""
+    report.path = str(file)
+    for line, record in read_records(file, report, text="text", lists=lists):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            report.add(line, f"cannot be written ({error})")
+            continue
+        odd = next((name for name in record if not name or "/" in name), None)
+        if odd is not None:
+            raise KeftError(f"{file}:{line}: field {odd!r}: TFDS takes no such name; rename it")
+        report.examples += 1
+        yield record
+    if not report.examples:
+        why = f"line {report.malformed[0][1]}: {report.malformed[0][2]}" if report.malformed else ""
+        raise KeftError(f"{file}: holds no record{f' ({why})' if why else ''}; leave it out")
+
+
+def _kinds(records: Iterator[dict[str, Any]]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    order = ("text", "list", "json")
+    for record in records:
+        for name, value in record.items():
+            values = value if isinstance(value, list) else [value]
+            deep = any(isinstance(item, list | dict) for item in values)
+            kind = "json" if deep else "list" if isinstance(value, list) else "text"
+            out[name] = max(out.get(name, "text"), kind, key=order.index)
+    return out
+
+
+def _cast(value: Any, kind: str) -> Any:
+    if kind == "list":
+        values = value if isinstance(value, list) else [value]
+        return [_text(item) for item in values if item is not None]
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
