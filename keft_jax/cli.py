@@ -193,7 +193,7 @@ class Tfds:
     name: Annotated[str, tyro.conf.Positional]
     """Name of the data set; keft_quickstart makes its own source."""
     source: tuple[str, ...] = ()
-    """Files of examples, one for each split: FILE or SPLIT=FILE. Or a folder of such files, with its
+    """Files of examples, one for each split: FILE or SPLIT=FILE. Or their folder, with its graph in
     kg, aliases and descriptions."""
     kg: str = ""
     """File of the graph to place beside the splits, as it is."""
