@@ -17,7 +17,7 @@ TABLES = {
     "encoder/embed/word": "embeddings.word_embeddings.weight",
     "encoder/embed/position": "embeddings.position_embeddings.weight",
     "encoder/embed/type": "embeddings.token_type_embeddings.weight",
-    "heads/mlm/bias": "cls.predictions.bias",
+    "mlm/bias": "cls.predictions.bias",
 }
 MODULES = {
     "encoder/embed/norm": "embeddings.LayerNorm",
@@ -27,11 +27,12 @@ MODULES = {
     "encoder/blocks/#/up": "encoder.layer.#.intermediate.dense",
     "encoder/blocks/#/down": "encoder.layer.#.output.dense",
     "encoder/blocks/#/mlp_norm": "encoder.layer.#.output.LayerNorm",
-    "heads/label/pooler": "pooler.dense",
-    "heads/mlm/transform": "cls.predictions.transform.dense",
-    "heads/mlm/norm": "cls.predictions.transform.LayerNorm",
+    "head/pooler": "pooler.dense",
+    "mlm/transform": "cls.predictions.transform.dense",
+    "mlm/norm": "cls.predictions.transform.LayerNorm",
 }
-"""Ours -> theirs, without the `bert.` that stands before all but `cls`. #: a layer's number."""
+"""Ours -> theirs, without the `bert.` that stands before all but `cls`. #: a layer's number. The
+masked-LM head is `head` where it is the task's own, and `mlm` beside another."""
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 QKV = ("query", "key", "value")
 
@@ -47,13 +48,17 @@ class Rule:
     @property
     def vocabulary(self) -> bool:
         """Its first axis is the vocabulary: padded here, as long as the tokenizer there."""
-        return self.path in ("encoder/embed/word", "heads/mlm/bias")
+        return self.path in ("encoder/embed/word", "mlm/bias", "head/bias")
 
     @property
     def head(self) -> str:
-        """The head that it belongs to, `heads/mlm`; "" for the encoder's."""
-        kind, name, *_ = self.path.split("/")
-        return f"{kind}/{name}" if kind == "heads" else ""
+        """`head` or `mlm`; "" for the encoder's."""
+        part = self.path.split("/")[0]
+        return "" if part == "encoder" else part
+
+    @property
+    def masked_lm(self) -> bool:
+        return self.names[0].startswith("cls.")
 
     def their_shape(self, vocab: int) -> tuple[int, ...]:
         """The shape of each tensor of `names`."""
@@ -100,6 +105,8 @@ def make_rules(shapes: Mapping[str, tuple[int, ...]]) -> list[Rule]:
 
 
 def _names(path: str) -> tuple[str, ...]:
+    if re.match(r"head/(transform|norm|bias)", path):
+        path = path.replace("head", "mlm", 1)
     if path in TABLES:
         return (TABLES[path],)
     module, _, leaf = path.rpartition("/")

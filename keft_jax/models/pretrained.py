@@ -265,7 +265,7 @@ def load_weights(folder: Path, abstract: Tree) -> Tree:
         for rule in rules:
             if rule.head in there:
                 _put(out, rule.path, rule.read(_read(tensors, rule, vocab)))
-        if "mlm" in out.get("heads", {}):
+        if any(rule.masked_lm and rule.head in there for rule in rules):
             _refuse_untied(tensors)
         others = sorted(name for name in tensors.unused if not KNOWN.match(name))
         heads = sorted(tensors.unused - set(others))
@@ -334,7 +334,7 @@ def save_weights(params: Tree, encoder: EncoderConfig, vocab: int, folder: Path)
     """
     leaves = flat(params)
     rules = make_rules({path: leaf.shape for path, leaf in leaves.items()})
-    masked = any(rule.path.startswith("heads/mlm/") for rule in rules)
+    masked = any(rule.masked_lm for rule in rules)
     tensors = {}
     for rule in rules:
         array = np.asarray(jax.device_get(leaves[rule.path]))
