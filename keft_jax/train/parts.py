@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tokenizers
 
-from keft_jax.config import Config, KeftError, from_json, to_json
+from keft_jax.config import Config, DataConfig, KeftError, from_json, to_json
 from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
 from keft_jax.data.source import Example, read_examples
 from keft_jax.data.splits import Splits, read_splits
@@ -153,13 +153,26 @@ def make_tokenizer(config: Config, examples: Sequence[Example]) -> tokenizers.To
 
 def generate(config: Config) -> None:
     """Runs the config's generator where a file that it makes is missing."""
-    if config.data.generator != "quickstart":
-        return
+    data = config.data
+    files = [data.train, data.select, *data.test, config.knowledge.kg]
+    if data.generator and not all(Path(f).is_file() for f in files if f):
+        GENERATORS[data.generator](data, Path(data.train).parent)
+
+
+def _generate_quickstart(data: DataConfig, folder: Path) -> None:
     from keft_jax.data import quickstart
 
-    files = [config.data.train, config.data.select, *config.data.test, config.knowledge.kg]
-    if not all(Path(f).is_file() for f in files):
-        quickstart.generate(Path(config.data.train).parent)
+    quickstart.generate(folder)
+
+
+def _generate_sst2(data: DataConfig, folder: Path) -> None:
+    from keft_jax.data import sst2
+
+    sst2.generate(data.source, folder)
+
+
+GENERATORS = {"quickstart": _generate_quickstart, "sst2": _generate_sst2}
+"""data.generator -> what makes the files, in a folder. Each imports what it alone needs."""
 
 
 def save_parts(parts: Parts, folder: Path) -> None:
