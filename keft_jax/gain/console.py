@@ -55,6 +55,10 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
             if check["flag"]:
                 verdict.append(f"  control {row} is {check['note']}\n", "bold red")
         console.print(verdict)
+    for name, found in (summary.get("ceiling") or {}).items():
+        for row, values in found["rows"].items():
+            shown = ", ".join(f"{part} {100 * value:.1f}" for part, value in values.items())
+            console.print(Text(f"  {row} on {name}: {shown}", "dim"))
     if summary["not_converged"]:
         console.print(Text(f"  {note_rising(summary['not_converged'])}", "dim"))
     for key, check in (summary.get("leaks") or {}).items():

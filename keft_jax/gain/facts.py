@@ -1,4 +1,4 @@
-"""The last sections of report.html: leak audit, coverage, cost."""
+"""The last sections of report.html: ceilings, leak audit, coverage, cost."""
 
 from __future__ import annotations
 
@@ -58,6 +58,25 @@ def _show_check(check: Mapping[str, Any] | None) -> str:
     shown = f"{value:.3f}" if isinstance(value, float) else str(value)
     shown = {"True": "yes", "False": "no"}.get(shown, shown)
     return f'{chip(verdict, AUDIT_TONES.get(verdict, ""))}<span class="val">{escape(shown)}</span>'
+
+
+def show_ceilings(ceiling: Mapping[str, Any]) -> str:
+    """A table for each split: what look-up in the graph reaches, by part of the questions."""
+    tables = []
+    for split, found in ceiling.items():
+        head = "".join(
+            f'<th class="n">{escape(part)} ({n:,})</th>' for part, n in found["examples"].items()
+        )
+        lines = ""
+        for row, values in found["rows"].items():
+            cells = (values.get(part) for part in found["examples"])
+            shown = (f'<td class="n">{"–" if v is None else f"{100 * v:.1f}"}</td>' for v in cells)
+            lines += f"<tr><td>{escape(row)}</td>{''.join(shown)}</tr>"
+        tables.append(
+            f'<div class="wide"><table class="facts2"><thead><tr><th>{escape(split)}</th>{head}'
+            f"</tr></thead><tbody>{lines}</tbody></table></div><br>"
+        )
+    return "".join(tables)
 
 
 def show_facts(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from keft_jax.gain.cells import Cell, write_atomic
 from keft_jax.gain.charts import colour_css
 from keft_jax.gain.console import plot, print_table
-from keft_jax.gain.facts import show_audit, show_cost, show_facts
+from keft_jax.gain.facts import show_audit, show_ceilings, show_cost, show_facts
 from keft_jax.gain.rows import JUDGED, PLAIN
 from keft_jax.gain.sections import (
     Drawn,
@@ -49,9 +49,9 @@ def write_report(
 ) -> None:
     """Writes the page in one move.
 
-    `summary`: what `summarise` gave, with the run's `leaks`, `coverage`, `survival`,
-    `step_time_ratio`, `config_hash`, `kg_hash`, `data_hash` where there are any. `examples`:
-    split -> {"text", "gold", "pattern"} in the order of the cells' values.
+    `summary`: what `summarise` gave, with the run's `leaks`, `coverage`, `ceiling`,
+    `survival`, `step_time_ratio`, `config_hash`, `kg_hash`, `data_hash` where there are any.
+    `examples`: split -> {"text", "gold", "pattern"} in the order of the cells' values.
     """
     write_atomic(Path(path), render(summary, cells, examples, drawn, config).encode())
 
@@ -77,6 +77,14 @@ def render(
             f"interval. The last column is what `{JUDGED}` gains over the row, paired by example "
             "and seed.",
             tables,
+        ),
+        (
+            "What look-up could reach",
+            "Expected share of right picks among the entities that one relation leads to, over the "
+            "whole graph: with the best relation known (the ceiling), guessed by a linear model of "
+            "the question's words, and among all neighbours. Covered: the graph leads to a right "
+            "answer; unambiguous: some relation leads to right answers alone.",
+            show_ceilings(summary.get("ceiling") or {}),
         ),
         ("Where it helped", "", show_slices(splits, scale)),
         (

@@ -13,14 +13,22 @@ PLAIN = "none"
 REFERENCES = ("none", "dictionary", "shuffled", "random")
 """`helps` needs a lower bound above zero against every one of these."""
 MAJORITY, CHAR_NGRAM = "majority", "char_ngram"
-BASELINES = (MAJORITY, CHAR_NGRAM)
-"""Cheap text-only models that stand in the table as rows."""
-TEXT_ONLY = (PLAIN, *BASELINES)
+LINEAR, LINEAR_DICTIONARY = "linear", "linear-dictionary"
+LINEAR_SHUFFLED, LINEAR_KNOWLEDGE = "linear-shuffled", "linear-knowledge"
+PROBES = (LINEAR, LINEAR_SHUFFLED, LINEAR_KNOWLEDGE)
+"""Linear models of text without and with the knowledge, where labels are asked for."""
+BASELINES = (MAJORITY, CHAR_NGRAM, LINEAR, LINEAR_DICTIONARY, LINEAR_SHUFFLED, LINEAR_KNOWLEDGE)
+"""Cheap models that stand in the table as rows."""
+TEXT_ONLY = (PLAIN, MAJORITY, CHAR_NGRAM, LINEAR)
 """Rows that see no knowledge at all; the gain is also given against the best of them."""
 
 NOTES = {
     MAJORITY: "the most frequent training answer for each kind of question",
     CHAR_NGRAM: "character and word n-grams, kernel ridge regression, text alone",
+    LINEAR: "words, logistic regression, text alone",
+    LINEAR_DICTIONARY: "words and linked entities, no facts, logistic regression",
+    LINEAR_SHUFFLED: "words and the facts of the shuffled graph, logistic regression",
+    LINEAR_KNOWLEDGE: "words and the facts of linked entities, logistic regression",
     "none": "the same model and step, the empty graph",
     "dictionary": "linked entities as marks and ids, no facts",
     "candidates": "the true neighbours, no edges",
@@ -53,6 +61,10 @@ def describe_row(row: str) -> str:
 COLOURS = {
     MAJORITY: ("#9aa1a9", "#7d8791"),
     CHAR_NGRAM: ("#555e68", "#b4bdc6"),
+    LINEAR: ("#7d6b4f", "#b59f7d"),
+    LINEAR_DICTIONARY: ("#a8862e", "#d6b565"),
+    LINEAR_SHUFFLED: ("#a8603a", "#e0a07e"),
+    LINEAR_KNOWLEDGE: ("#3f7fa8", "#8cc2e6"),
     "none": ("#7c848d", "#98a3ae"),
     "dictionary": ("#c58a00", "#f0b83f"),
     "candidates": ("#00835c", "#34c596"),

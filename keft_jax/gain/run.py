@@ -9,6 +9,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ from keft_jax.gain.cells import (
 )
 from keft_jax.gain.cost import measure_cost
 from keft_jax.gain.draw import draw_examples
+from keft_jax.gain.lookup import measure_ceilings
+from keft_jax.gain.probes import Probes
 from keft_jax.gain.report import Drawn, plot, print_table, write_report
-from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN
+from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN, PROBES
 from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_of
 from keft_jax.gain.stats import summarise
 from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
-from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit
+from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build
 from keft_jax.train.run import load_teacher
 
@@ -78,6 +81,8 @@ class GainRun:
         self._claim()
         rows, seeds = self.config.gain.rows, range(self.config.seed, self.config.seed + self.seeds)
         baselines = [MAJORITY, CHAR_NGRAM]
+        if self.config.task.kind == "classification":
+            baselines += PROBES
         missing = [
             (row, seed)
             for row in (*baselines, *rows)
@@ -102,6 +107,10 @@ class GainRun:
                 f"[{done}/{len(missing)}] {row}, seed {seed}: {self.metric} {score:.3f}, "
                 f"{cell.info['seconds']:.1f} s; about {left / 60:.1f} min left"
             )
+
+    @cached_property
+    def probes(self) -> Probes:
+        return Probes(self.parts, self.train, self.tests)
 
     @property
     def seeds(self) -> int:
@@ -210,12 +219,13 @@ class GainRun:
         return cell
 
     def _baseline(self, row: str, seed: int) -> Cell:
-        """A text-only model on the examples that this seed draws."""
+        """A cheap model on the examples that this seed draws."""
         begin = time.perf_counter()
         config = self.config
         plan = BatchPlan(self.train.lengths, 1, config.data.buckets, seed, config.data.draw or None)
         drawn = [self.train.examples[i] for i in plan.examples]
         metrics, choice = {}, {}
+        probed = self.probes.predict(row, plan.examples, seed) if row in PROBES else {}
         if row == CHAR_NGRAM:
             selected = self.select.examples
             model = fit_char_ngram(
@@ -225,7 +235,9 @@ class GainRun:
                 [gold_of(e) for e in selected],
             )
         for name, dataset in self.tests.items():
-            if row == CHAR_NGRAM:
+            if name in probed:
+                said = probed[name]
+            elif row == CHAR_NGRAM:
                 said = model.predict([text_of(e) for e in dataset.examples])
             else:
                 said = majority_per_pattern(
@@ -272,6 +284,9 @@ def _finish(table: GainRun, begin: float) -> dict[str, Any]:
     summary["coverage"] = {
         name: cover(given(d, table.parts), table.parts) for name, d in table.tests.items()
     }
+    if config.task.kind == "kgqa":
+        plan = make_plan(config, table.train, config.seed)
+        summary["ceiling"] = measure_ceilings(table.parts, table.train, plan.examples, table.tests)
     summary["leaks"] = audit_splits(table.parts, table.train, table.select, table.tests)
     summary["step_time_ratio"] = measure_cost(table.trainer, given(table.train, table.parts))
     summary["compilations"] = table.trainer.compilations
