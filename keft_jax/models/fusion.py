@@ -158,11 +158,11 @@ class Interaction(nnx.Module):
         mixed_bd = gelu(self.from_text(cls_bd) + self.from_graph(pooled_bw))
         has_graph = batch.graph.n_node[:, :1] > 0
         delta_bd = jnp.where(has_graph, self.out(mixed_bd), 0).astype(x_bld.dtype)
-        first_l = jnp.arange(x_bld.shape[1]) == 0
         nodes_bnw = self.norm(nodes_bnw + self.to_graph(mixed_bd)[:, None, :])
-        # A barrier, or the compiler rounds the text's LayerNorm differently with this path about.
-        delta_bld = jnp.where(first_l[None, :, None], delta_bd[:, None, :], 0)
-        return jax.lax.optimization_barrier(delta_bld), nodes_bnw
+        # To [CLS] by a matmul: a `where` over the length is fused into the text's own LayerNorms,
+        # which then round differently from plain BERT's.
+        first_bl = jnp.broadcast_to(jnp.arange(x_bld.shape[1]) == 0, x_bld.shape[:2])
+        return jnp.einsum("bl,bd->bld", first_bl.astype(delta_bd.dtype), delta_bd), nodes_bnw
 
 
 FUSIONS = {
