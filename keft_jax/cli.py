@@ -199,16 +199,19 @@ class Tfds:
     """File of the graph to place beside the splits, as it is."""
     lists: tuple[str, ...] = ()
     """Columns of TSV and CSV whose cells hold several values, with | between them."""
+    header: bool = True
+    """Whether the first row of TSV and CSV names the columns; if not, they are called 1, 2, ..."""
     data_dir: str = ""
     """Folder of prepared data sets (default: TFDS's own, ~/tensorflow_datasets)."""
 
 
 def tfds(argv: Sequence[str]) -> int:
     own = parse(Tfds, argv, prog="keft tfds")
-    from keft_jax.data.tfds_builders import prepare
+    from keft_jax.data.tfds_builders import TableForm, prepare
 
-    folder, reports = prepare(own.name, own.source, kg=own.kg, lists=own.lists, folder=own.data_dir)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    table = TableForm(own.lists, own.header)
+    folder, reports = prepare(own.name, own.source, kg=own.kg, table=table, folder=own.data_dir)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     for split, report in reports.items():
         console.print(f"tfds:{own.name}:{split}  {report.examples:,} records", markup=False)
         if report.malformed_lines:

@@ -79,7 +79,7 @@ def read_records(
       KeftError: missing, unreadable or binary file, unknown suffix, a column that is not there.
     """
     if is_parquet(path):
-        with open_parquet(_existing(path)) as (names, rows):
+        with open_parquet(require_file(path)) as (names, rows):
             require_fields(columns, names, report.path)
             for number, record in rows:
                 yield number, decode(record)
@@ -135,7 +135,8 @@ def decode(value: Any) -> Any:
     return [decode(item) for item in value] if isinstance(value, list) else value
 
 
-def _existing(path: str | Path) -> Path:
+def require_file(path: str | Path) -> Path:
+    """The path, where a file is there. Raises KeftError with the nearest name."""
     file = Path(path)
     if not file.is_file():
         raise KeftError(f"{file}: {_why_missing(file)}")
@@ -148,7 +149,7 @@ def _open(path: str | Path, stack: ExitStack) -> io.BufferedReader:
     if str(path) == "-":
         raw = sys.stdin.buffer  # closed by its owner, not here
     else:
-        file = _existing(path)
+        file = require_file(path)
         try:
             raw = stack.enter_context(file.open("rb"))
         except OSError as error:

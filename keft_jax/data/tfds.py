@@ -161,9 +161,10 @@ def _why_not_prepared(name: str, root: Path, there: list[str]) -> str:
     near = difflib.get_close_matches(name, there, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     shown = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+    own = "" if "/" in name else f"keft tfds {name} --source FILE, or "
     return (
-        f"{what}{hint} (there are: {shown or 'none'}); prepare it (keft tfds {name} --source "
-        f"FILE, or tfds build {name} --file_format={READABLE}) or set data.tfds_dir to its folder"
+        f"{what}{hint} (there are: {shown or 'none'}); prepare it ({own}tfds build {name} "
+        f"--file_format={READABLE}) or set data.tfds_dir to its folder"
     )
 
 

@@ -12,14 +12,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from keft_jax.config import KeftError
-from keft_jax.data.records import SourceReport, read_records
+from keft_jax.data.records import SourceReport, read_records, require_file
 from keft_jax.data.tfds import READABLE, data_dir
 
 VERSION = "1.0.0"
@@ -30,6 +31,16 @@ SUFFIXES = (".jsonl", ".ndjson", ".tsv", ".csv", ".parquet")
 METAQA = {"train": "1hop-train.jsonl.gz", "valid": "1hop-valid.jsonl.gz"}
 Kinds = Mapping[str, str]
 """Field -> "text", "list" (of texts) or "json" (anything deeper, as text)."""
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """How the TSV and CSV among the sources are read."""
+
+    lists: tuple[str, ...] = ()
+    """Columns whose cells hold several values, with `|` between them."""
+    header: bool = True
+    """Whether the first row names the columns; if not, they are called 1, 2, ..."""
 
 
 class RecordsBuilder(
@@ -44,25 +55,25 @@ class RecordsBuilder(
     """No checksums: nothing is downloaded. TFDS would look for them by way of importlib_resources,
     which it does not ask to be installed."""
 
-    def __init__(self, name: str, splits: Mapping[str, Path], lists: Collection[str], root: Path):
+    def __init__(self, name: str, splits: Mapping[str, Path], table: TableForm, root: Path):
         """Reads the files once for the fields they have; `reports` then counts what they hold.
 
         Args:
           name: of the data set.
           splits: split -> its file.
-          lists: columns of TSV and CSV whose cells hold several values, with `|` between them.
+          table: how TSV and CSV are read.
           root: folder of data sets to write to.
 
         Raises:
           KeftError: a file that cannot be read or holds no record.
         """
         self.name = name
-        self.splits, self.lists = splits, lists
+        self.splits, self.table = splits, table
         self.reports = {split: SourceReport() for split in splits}
         self.kinds = _kinds(
             record
             for split, file in splits.items()
-            for record in _records(file, lists, self.reports[split])
+            for record in _records(file, table, self.reports[split])
         )
         super().__init__(data_dir=root, file_format=READABLE)
 
@@ -84,7 +95,7 @@ class RecordsBuilder(
         return {split: self._generate_examples(file) for split, file in self.splits.items()}
 
     def _generate_examples(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, record in enumerate(_records(file, self.lists, SourceReport())):
+        for number, record in enumerate(_records(file, self.table, SourceReport())):
             yield number, {name: _cast(record.get(name), k) for name, k in self.kinds.items()}
 
 
@@ -98,7 +109,7 @@ def prepare(
     sources: Sequence[str],
     *,
     kg: str = "",
-    lists: Collection[str] = (),
+    table: TableForm = TableForm(),
     folder: str = "",
 ) -> tuple[Path, dict[str, SourceReport]]:
     """Prepares a data set whole, or leaves what was there.
@@ -108,7 +119,7 @@ def prepare(
         that data's own names of files.
       sources: files (a split is called after its file, or `SPLIT=FILE`), or one folder of them.
       kg: file of the graph to place beside the splits; a folder's own is found.
-      lists: as in `RecordsBuilder`.
+      table: how TSV and CSV are read.
       folder: folder of data sets; "": TFDS's own.
 
     Returns:
@@ -136,8 +147,8 @@ def prepare(
             quickstart.generate(temp / "source")
             sources = [str(temp / "source")]
         splits, graph = _find(name, sources)
-        graph += [_there(Path(kg))] if kg else []
-        builder = RecordsBuilder(name, splits, lists, temp)
+        graph += [require_file(Path(kg))] if kg else []
+        builder = RecordsBuilder(name, splits, table, temp)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # tells of the temporary folder
             builder.download_and_prepare()
@@ -182,13 +193,13 @@ def _find(name: str, sources: Sequence[str]) -> tuple[dict[str, Path], list[Path
         files = sorted(file for file in first.iterdir() if file.is_file())
         graph = [file for file in files if _stem(file) in GRAPH]
         if name == "keft_metaqa":
-            return {split: _there(first / file) for split, file in METAQA.items()}, graph
+            return {split: require_file(first / file) for split, file in METAQA.items()}, graph
         named = [(_stem(f), f) for f in files if f not in graph and _suffix(f) in SUFFIXES]
     else:
         graph, named = [], []
         for source in sources:
             split, equals, place = source.rpartition("=")
-            path = _there(Path(place))
+            path = require_file(Path(place))
             named.append((split if equals else _stem(path), path))
     splits: dict[str, Path] = {}
     for split, file in named:
@@ -202,14 +213,6 @@ def _find(name: str, sources: Sequence[str]) -> tuple[dict[str, Path], list[Path
     return splits, graph
 
 
-def _there(file: Path) -> Path:
-    if file.is_file():
-        return file
-    held = sorted(p.name for p in file.parent.iterdir()) if file.parent.is_dir() else []
-    shown = ", ".join(held[:12]) + (", ..." if len(held) > 12 else "")
-    raise KeftError(f"{file}: no such file ({file.parent} holds {shown or 'nothing'})")
-
-
 def _stem(file: Path) -> str:
     return file.name.partition(".")[0]
 
@@ -218,10 +221,12 @@ def _suffix(file: Path) -> str:
     return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
-def _records(file: Path, lists: Collection[str], report: SourceReport) -> Iterator[dict[str, Any]]:
+def _records(file: Path, table: TableForm, report: SourceReport) -> Iterator[dict[str, Any]]:
     """The records that can be written; the others are counted in the report."""
     report.path = str(file)
-    for line, record in read_records(file, report, text="text", lists=lists):
+    for line, record in read_records(
+        file, report, text="text" if table.header else "1", lists=table.lists
+    ):
         try:
             json.dumps(record, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
