@@ -68,7 +68,7 @@ def test_what_each_row_is_given(made):
 
     assert (graph["none"].n_node[:, 0] == 0).all() and (node["none"] == -1).all()
     assert (graph["none"].nodes["mention"] == 0).all()
-    assert (graph["none"].nodes["pieces"] == 0).all() and (graph["none"].nodes["row"] == 0).all()
+    assert (graph["none"].nodes["entity"] == -1).all() and (graph["none"].nodes["row"] == 0).all()
 
     # The dictionary knows the mentioned entity and nothing beside it.
     assert (graph["dictionary"].n_node[:, 0] == (data.seeds >= 0).sum(1)).all()

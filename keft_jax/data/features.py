@@ -34,6 +34,7 @@ class RowSpec:
     neighbours: bool = True
     edges: bool = True
     relations: bool = True
+    descriptions: bool = True  # entities' own, or in a seeded row another's
 
     @property
     def seeded(self) -> bool:
@@ -42,7 +43,7 @@ class RowSpec:
 
 ROWS: dict[str, RowSpec] = {
     "none": RowSpec(mentions=False),
-    "dictionary": RowSpec(neighbours=False, edges=False),
+    "dictionary": RowSpec(neighbours=False, edges=False, descriptions=False),
     "candidates": RowSpec(edges=False),
     "untyped": RowSpec(relations=False),
     "shuffled": RowSpec(kg=shuffle_entities),
@@ -104,8 +105,16 @@ def make_names(kg: KG, tokenizer: tokenizers.Tokenizer, limit: int) -> tuple[Nam
 class Knowledge:
     """A graph as one model reads it: linking, subgraphs, names and rows."""
 
-    def __init__(self, kg: KG, vocabulary: Vocabulary, config: KnowledgeConfig):
+    def __init__(
+        self,
+        kg: KG,
+        vocabulary: Vocabulary,
+        config: KnowledgeConfig,
+        vectors: np.ndarray | None = None,
+    ):
+        """vectors: f16[entities, d], where knowledge.vectors asks for some."""
         self.kg, self.config, self.vocabulary = kg, config, vocabulary
+        self.vectors = vectors
         self.linker = StringLinker(kg)
         self.names, self._pieces = make_names(kg, vocabulary.tokenizer, config.name_pieces)
         self._rows = np.append(vocabulary.rows_of(kg), 0)
@@ -162,7 +171,6 @@ class Knowledge:
                 "entity": sub.entity,
                 "row": self._rows[sub.entity],
                 "mention": mention,
-                "pieces": self._pieces[sub.entity],
             },
             edges={"relation": relation.astype(np.int32)},
             senders=np.ascontiguousarray(sub.senders),
@@ -172,17 +180,34 @@ class Knowledge:
             globals=None,
         )
 
+    def describe(self, entity_bn: np.ndarray, row: str, seed: int) -> dict[str, np.ndarray]:
+        """What a row tells of each node itself (-1: padding): pieces i32[b, n, p] of its name, and
+        its vector f16[b, n, d]. A description is knowledge, and in the seeded rows another
+        entity's; a name stays."""
+        out = {"pieces": self._pieces[entity_bn]}
+        if self.vectors is None:
+            return out
+        told, of = entity_bn >= 0, entity_bn
+        if self.config.vectors == "description":
+            if ROWS[row].seeded:
+                of = np.random.default_rng(seed).permutation(self.kg.n_entities)[entity_bn]
+            told = told & ROWS[row].descriptions
+        out["vector"] = np.where(told[..., None], self.vectors[of], np.float16(0))
+        return out
+
 
 @dataclass(frozen=True)
 class Dataset:
     """A split, ready: `batch(length, indices)` cuts a batch out of it."""
 
+    knowledge: Knowledge
+    row: tuple[str, int]  # of the gain table, and its seed
     examples: list[Example]
     lengths: np.ndarray  # i32[N] tokens
     mentions: list[list[Mention]]  # linked in each text
     seeds: np.ndarray  # i32[N, m] linked entities, -1: none
     cut: np.ndarray  # bool[N]: a budget cut this subgraph
-    table: Batch  # of all examples
+    table: Batch  # of all examples, its nodes without their pieces and vectors
     truncated: int  # texts longer than the last bucket
 
     def __len__(self) -> int:
@@ -191,6 +216,8 @@ class Dataset:
     def batch(self, length: int, indices: np.ndarray) -> Batch:
         """Examples by number (-1: padding), texts cut to `length` tokens."""
         out = take(self.table, indices)
+        nodes = out.graph.nodes | self.knowledge.describe(out.graph.nodes["entity"], *self.row)
+        out = dataclasses.replace(out, graph=out.graph._replace(nodes=nodes))
         return dataclasses.replace(out, tokens=out.tokens[:, :length], types=out.types[:, :length])
 
 
@@ -235,7 +262,9 @@ def make_dataset(
         example=np.arange(count, dtype=np.int32),
     )
     cut = np.zeros(count, bool)
-    text = Dataset(examples, lengths, linked, seeds, cut, table, tokens.truncated)
+    text = Dataset(
+        *(knowledge, ("none", 0), examples, lengths, linked, seeds, cut, table, tokens.truncated)
+    )
     return with_row(text, knowledge, "none", 0)
 
 
@@ -244,4 +273,4 @@ def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dat
     sub = knowledge.subgraphs(dataset.seeds, row, seed)
     mentions = dataclasses.replace(dataset.table.mentions, node=sub.seed_node.astype(np.int32))
     table = dataclasses.replace(dataset.table, graph=knowledge.graph(sub, row), mentions=mentions)
-    return replace(dataset, table=table, cut=sub.cut)
+    return replace(dataset, knowledge=knowledge, row=(row, seed), table=table, cut=sub.cut)

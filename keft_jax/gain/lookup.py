@@ -8,6 +8,7 @@ look at the whole graph, not at the subgraph that a budget leaves.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from keft_jax.data.features import Dataset
 from keft_jax.gain.baselines import majority_per_pattern
@@ -202,7 +204,7 @@ def _rank(
     """int[len(others), classes]: the labels, the likeliest first."""
     if len(np.unique(labels)) < 2:
         return np.full((len(others), 1), labels[0])
-    with warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=10, max_iter=60, tol=1e-3)
         model.fit(vectorizer.fit_transform(texts), labels)
@@ -212,13 +214,13 @@ def _rank(
 
 def subset(dataset: Dataset, numbers: np.ndarray) -> Dataset:
     """Some examples of a split, without arrays of the model."""
-    return Dataset(
+    return dataclasses.replace(
+        dataset,
         examples=[dataset.examples[i] for i in numbers],
         lengths=dataset.lengths[numbers],
         mentions=[dataset.mentions[i] for i in numbers],
         seeds=dataset.seeds[numbers],
         cut=dataset.cut[numbers],
-        table=dataset.table,
         truncated=0,
     )
 

@@ -3,12 +3,14 @@ that a run can be loaded without the files it was made from."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from keft_jax.config import Config, DataConfig, KeftError, from_json, to_json
@@ -26,11 +28,13 @@ from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.tasks.task import Task
+from keft_jax.train.vectors import entity_vectors
 
 logger = logging.getLogger(__name__)
 
 NEEDED = {"kgqa": ("answers",), "classification": ("label",), "mlm": ()}
 """What an example must have to be trained on or scored, beside its text."""
+VECTORS = "vectors.npy"
 MAX_ENTITIES = 200_000  # entities that an answer task scores at every step
 
 
@@ -61,8 +65,11 @@ class Parts:
 
     def with_kg(self, kg: KG) -> Parts:
         """The same model over another graph, or another version of its own."""
-        knowledge = Knowledge(kg, self.knowledge.vocabulary, self.config.knowledge)
-        tokenizer = knowledge.vocabulary.tokenizer
+        ours, config = self.knowledge, self.config
+        tokenizer = ours.vocabulary.tokenizer
+        known = None if ours.vectors is None else (ours.kg, ours.vectors)
+        vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer), known)
+        knowledge = Knowledge(kg, ours.vocabulary, config.knowledge, vectors)
         task = make_task(self.config, kg, tokenizer, self.labels)
         return Parts(self.config, knowledge, task, self.model, self.labels)
 
@@ -74,13 +81,20 @@ def load_kg(config: Config) -> KG:
     if not source:
         return KG.from_triples([])
     if Path(source).is_dir():
-        if config.knowledge.aliases:
-            raise KeftError(
-                f"knowledge.aliases = {config.knowledge.aliases!r}: the folder {source} has its "
-                "own; give them to `keft kg build --aliases`"
-            )
+        for name in ("aliases", "descriptions"):
+            value = getattr(config.knowledge, name)
+            if value:
+                raise KeftError(
+                    f"knowledge.{name} = {value!r}: the folder {source} has its own; give them to "
+                    f"`keft kg build --{name}`"
+                )
         return KG.load(source)
-    kg, report = build_kg([source], aliases=config.knowledge.aliases or None)
+    settings = config.knowledge
+    kg, report = build_kg(
+        [source],
+        aliases=settings.aliases or None,
+        descriptions=settings.descriptions or None,
+    )
     if report.malformed_lines:
         file, line, reason = report.malformed[0]
         logger.warning(
@@ -105,15 +119,26 @@ def make_task(
     return KGQA(kg, config.task.set_threshold)
 
 
-def assemble(config: Config, kg: KG, vocabulary: Vocabulary, labels: tuple[str, ...]) -> Parts:
+def pad_vocab(tokenizer: tokenizers.Tokenizer) -> int:
+    """Rows of a word table: they divide over the devices."""
+    return round_up(tokenizer.get_vocab_size(), 128)
+
+
+def assemble(
+    config: Config,
+    kg: KG,
+    vocabulary: Vocabulary,
+    labels: tuple[str, ...],
+    vectors: np.ndarray | None = None,
+) -> Parts:
     sizes = Sizes(
-        vocab=round_up(vocabulary.tokenizer.get_vocab_size(), 128),
+        vocab=pad_vocab(vocabulary.tokenizer),
         pieces=vocabulary.tokenizer.get_vocab_size(),
         rows=round_up(len(vocabulary.entities) + 1, 128),
         relations=max(len(vocabulary.relations), 1),
         labels=max(len(labels), 1),
     )
-    knowledge = Knowledge(kg, vocabulary, config.knowledge)
+    knowledge = Knowledge(kg, vocabulary, config.knowledge, vectors)
     model = Model(FusedModel(config, sizes))
     task = make_task(config, kg, vocabulary.tokenizer, labels)
     return Parts(config, knowledge, task, model, labels)
@@ -131,7 +156,8 @@ def build(config: Config) -> tuple[Parts, Splits]:
     if config.task.kind == "classification" and not labels:
         labels = tuple(sorted({e.label for e in examples if e.label is not None}))
     vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
-    return assemble(config, kg, vocabulary, labels), splits
+    vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer))
+    return assemble(config, kg, vocabulary, labels, vectors), splits
 
 
 def make_tokenizer(config: Config, examples: Sequence[Example]) -> tokenizers.Tokenizer:
@@ -181,6 +207,10 @@ def save_parts(parts: Parts, folder: Path) -> None:
     save_tokenizer(parts.knowledge.vocabulary.tokenizer, folder / "tokenizer.json")
     write_atomic(folder / "labels.json", json.dumps(parts.labels, ensure_ascii=False))
     parts.knowledge.kg.save(folder / "kg")
+    if parts.knowledge.vectors is not None:
+        content = io.BytesIO()
+        np.save(content, parts.knowledge.vectors, allow_pickle=False)
+        write_atomic(folder / VECTORS, content.getvalue())
     write_atomic(folder / "config.json", to_json(parts.config))
 
 
@@ -190,7 +220,10 @@ def load_parts(folder: Path) -> Parts:
     kg = KG.load(folder / "kg")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     labels = tuple(json.loads((folder / "labels.json").read_text()))
-    return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), labels)
+    vectors = None
+    if config.knowledge.vectors != "none":
+        vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+    return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), labels, vectors)
 
 
 def load_run_config(folder: Path) -> Config:
