@@ -144,7 +144,7 @@ def _find(path: str, root: Path) -> _Found:
     try:
         info = tfds.builder_from_directory(folder, file_format=READABLE).info
         return _Found(info.features, info.splits[split].file_instructions)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except Exception as error:  # TFDS and protobuf raise anything at a damaged features.json
         raise _damaged(folder, error) from error
 
 
@@ -192,15 +192,10 @@ def _parse(features: Any, record: bytes, path: str) -> Any:
 
     try:
         return features.deserialize_example_np(record)
-    except ImportError as error:
+    except (ImportError, DecodeError, ValueError, KeyError) as error:
         raise KeftError(
-            f"{path}: has a feature that cannot be read here ({error}); prepare the data set "
-            "without it (lists of lists of any length need TensorFlow)"
-        ) from error
-    except (DecodeError, ValueError, KeyError) as error:
-        raise KeftError(
-            f"{path}: a record that does not fit features.json ({' '.join(str(error).split())}); "
-            "prepare the data set anew"
+            f"{path}: a record cannot be decoded ({' '.join(str(error).split())}); prepare the "
+            "data set anew, without lists of lists of any length: those need TensorFlow"
         ) from error
 
 
