@@ -75,7 +75,8 @@ class DataConfig:
     brackets: bool = False
     """[Brackets] in the text mark its mentions; they are removed before the model reads it."""
     pattern: str = "pattern"
-    """Field with the kind of question: for majorities and slices, never shown to the model."""
+    """Field with the kind of question: for majorities and slices, never shown to the model. Empty:
+    the text without the mentions that the data give."""
     cluster: str = "cluster"
     """Field whose values group dependent examples; intervals are drawn over groups."""
     slices: tuple[str, ...] = ()

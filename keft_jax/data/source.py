@@ -169,6 +169,8 @@ def _example(
         if not text.strip():
             raise _BadRecord(f"data.text = {fields['text'][0]!r}: empty")
     one = {role: "".join(value) for role, value in values.items() if role not in LISTS}
+    if "pattern" not in fields:  # the kind of question is what is left without its mentions
+        one["pattern"] = _without(text, spans)
     return Example(
         id=id,
         text=text,
@@ -291,6 +293,13 @@ def _from_cell(value: Any, where: str, form: str) -> Any:
 def _brief(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+
+def _without(text: str, spans: Sequence[tuple[int, int, str]]) -> str:
+    """The text with a dash for each mention; "" for a text without any."""
+    for start, end, _ in sorted(spans, reverse=True):
+        text = f"{text[:start]}–{text[end:]}"
+    return text if spans else ""
 
 
 def _locate(text: str, name: str) -> tuple[int, int, str]:

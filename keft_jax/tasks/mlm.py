@@ -23,7 +23,7 @@ class MaskedLM:
     example lands on change its masks; in evaluation they are always the same ones."""
 
     term = "mlm"
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ("log_likelihood", "accuracy")
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, rate: float):
         self.choices: Sequence[str] = ()  # no one answer for a text
@@ -86,19 +86,21 @@ class MaskedLM:
     def score(self, logits_btv: jax.Array, target: MaskTarget) -> dict[str, jax.Array]:
         right = (logits_btv.argmax(-1) == target.label) * target.weight
         count = target.weight.sum(1)
+        likelihood = (target.weight * self._log_likelihood(logits_btv, target)).sum(1)
         return {
+            "log_likelihood": likelihood / jnp.maximum(count, 1),
             "accuracy": right.sum(1) / jnp.maximum(count, 1),
             "right": right.sum(1),
             "count": count,
-            "loss": -(target.weight * self._log_likelihood(logits_btv, target)).sum(1),
+            "total_log_likelihood": likelihood,
         }
 
     def summarise(self, rows: Rows) -> dict[str, float]:
-        """Over all predicted tokens of a split, each counted alike."""
+        """Over all predicted tokens of a split, each counted alike; log-likelihood in nats."""
         count = max(float(np.sum(rows["count"])), 1.0)
-        loss = float(np.sum(rows["loss"])) / count
+        likelihood = float(np.sum(rows["total_log_likelihood"])) / count
         return {
+            "log_likelihood": likelihood,
             "accuracy": float(np.sum(rows["right"])) / count,
-            "loss": loss,
-            "perplexity": float(np.exp(loss)),
+            "perplexity": float(np.exp(-likelihood)),
         }
