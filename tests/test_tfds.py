@@ -202,6 +202,16 @@ def copy(root, tmp_path):
     return tmp_path / "tiny/1.0.0"
 
 
+def test_the_newest_version_is_read(copy):
+    for version in ("1.10.0", "1.9.0"):
+        shutil.copytree(copy, copy.parent / version)
+    (copy.parent / "1.9.0/dataset_info.json").write_text("{}")
+    root = copy.parents[1]
+    assert [f.name for f in prepared(root)["tiny"]] == ["1.0.0", "1.9.0", "1.10.0"]
+    assert len(list(read_tfds("tfds:tiny:train", str(root)))) == 40
+    assert "no split" in refuse("tfds:tiny:1.9.0:train", root)
+
+
 def test_tfrecord_needs_tensorflow(copy):
     info = json.loads((copy / "dataset_info.json").read_text())
     for formats in ({"fileFormat": "tfrecord"}, {}):
