@@ -122,7 +122,7 @@ def test_a_run_learns_and_its_directory_says_how(finished):
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 24 and summary["best_step"] in (8, 16, 24)
     assert summary["coverage"]["test"]["linked"] == 1.0
-    assert summary["coverage"]["test"]["answers_reached"] == 1.0
+    assert summary["coverage"]["test"]["answers_near"] == 1.0
     assert metric_steps(folder) == list(range(1, 25))
     assert list(folder.glob("events.out.tfevents.*"))
     parts, params = load_run(folder)

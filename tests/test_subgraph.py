@@ -173,7 +173,10 @@ def test_bad_input_says_what_to_do():
 def test_survival_counts_answers():
     kg = KG.from_triples([("a", "r", "b"), ("a", "r", "c"), ("x", "r", "y")])
     got = extract(kg, np.array([[kg.id("a")], [kg.id("x")]]), Budget(3, 8, 1))
-    told = survival(got, [{kg.id("b"), kg.id("y")}, {kg.id("y"), -1}], kg)
+    told = survival(got, [{kg.id("b"), kg.id("y")}, {kg.id("y"), -1}], kg, 1)
     assert told["answers"] == 4 and told["in_graph"] == 0.75
-    assert told["survived"] == pytest.approx(2 / 3)
+    assert told["near"] == pytest.approx(2 / 3) and told["survived"] == 1
+    # The budget has room for one of a's two neighbours; an answer far off is not its fault.
+    told = survival(got, [{kg.id("b"), kg.id("c"), kg.id("x")}, {kg.id("y")}], kg, 1)
+    assert told["near"] == 0.75 and told["survived"] == pytest.approx(2 / 3)
     assert told["examples_with_answer"] == 1 and told["examples_cut"] == 0.5

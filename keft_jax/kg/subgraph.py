@@ -314,12 +314,15 @@ def _triples_among(
     return row, head, tail, triple
 
 
-def survival(subgraphs: Subgraphs, answers: Sequence[set[int]], kg: KG) -> dict[str, float]:
+def survival(
+    subgraphs: Subgraphs, answers: Sequence[set[int]], kg: KG, hops: int
+) -> dict[str, float]:
     """How much of what is asked for the subgraphs still hold.
 
     answers: entity ids of each example; ids outside the graph count as not in it. Gives counts of
-    `examples` and `answers`, and the shares `in_graph` (of answers), `survived` (of those in the
-    graph), `examples_with_answer` (at least one survived) and `examples_cut`.
+    `examples` and `answers`, and the shares `in_graph` (of answers), `near` (of those in the graph,
+    the ones within `hops` of a mention), `survived` (of those near, the ones that the budget left
+    in the subgraph), `examples_with_answer` (at least one survived) and `examples_cut`.
     """
     b = len(subgraphs.entity)
     if len(answers) != b:
@@ -334,11 +337,28 @@ def survival(subgraphs: Subgraphs, answers: Sequence[set[int]], kg: KG) -> dict[
         at << _NODE_BITS | subgraphs.entity[at, node],
     )
     held &= known
+    near = held.copy()
+    for i in np.unique(row[known & ~held & subgraphs.cut[row]]):
+        seeds = subgraphs.entity[i, subgraphs.seed_node[i, subgraphs.seed_node[i] >= 0]]
+        asked = (row == i) & known
+        near[asked] |= np.isin(ids[asked], _within(kg, seeds, hops))
     return {
         "examples": b,
         "answers": len(ids),
         "in_graph": float(known.sum() / max(len(ids), 1)),
-        "survived": float(held.sum() / max(known.sum(), 1)),
+        "near": float(near.sum() / max(known.sum(), 1)),
+        "survived": float(held.sum() / near.sum()) if near.any() else 1.0,
         "examples_with_answer": len(np.unique(row[held])) / max(b, 1),
         "examples_cut": float(subgraphs.cut.mean()) if b else 0.0,
     }
+
+
+def _within(kg: KG, seeds: np.ndarray, hops: int) -> np.ndarray:
+    """All entities within so many edges of a seed, whatever their number."""
+    seen = frontier = np.unique(seeds)
+    for _ in range(hops):
+        out = [kg.tails[kg.out_offsets[e] : kg.out_offsets[e + 1]] for e in frontier]
+        back = [kg.heads[kg.in_triples[kg.in_offsets[e] : kg.in_offsets[e + 1]]] for e in frontier]
+        frontier = np.setdiff1d(np.concatenate([*out, *back, frontier[:0]]), seen)
+        seen = np.union1d(seen, frontier)
+    return seen

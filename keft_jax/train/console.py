@@ -14,6 +14,7 @@ import rich.progress
 import rich.table
 
 from keft_jax.data.features import Dataset
+from keft_jax.models.encoder import attention_kind
 from keft_jax.train.loop import Trainer
 
 PLAIN_SECONDS = 5.0
@@ -74,10 +75,11 @@ def introduce(
     config = parts.config
     drawn = config.data.draw or covers["examples"]
     reach = ""
-    if "answers_reached" in covers:
+    if "answers_near" in covers:
         reach = (
             f"; {covers['answers_in_graph']:.1%} of answers in the graph, "
-            f"{covers['answers_reached']:.1%} of those in the subgraph"
+            f"{covers['answers_near']:.1%} of those near a mention, {covers['answers_kept']:.1%} of "
+            "these kept by the budget"
         )
     lines = [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "
@@ -87,7 +89,8 @@ def introduce(
         f"coverage   {covers['linked']:.1%} of texts with a linked entity, "
         f"{covers['cut']:.1%} of subgraphs cut by the budget{reach}",
         f"model      {parts.model.size():,} parameters, {trainer.mesh.size} x "
-        f"{jax.devices()[0].device_kind}",
+        f"{jax.devices()[0].device_kind}, attention by "
+        f"{attention_kind(config.encoder, training=True)}",
         f"run        {config.optim.steps:,} steps of {config.optim.batch} examples, in {folder}",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

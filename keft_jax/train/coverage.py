@@ -18,8 +18,10 @@ def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
     """Shares of a split's examples, of what this row of the gain table is given:
 
     linked: texts with a linked entity; cut: subgraphs that a budget cut; truncated: number of texts
-    longer than the last bucket. For questions also answers_in_graph (of all answers),
-    answers_reached (of those in the graph, the ones in the subgraph) and examples_reached.
+    longer than the last bucket. For questions also answers_in_graph (of all answers), answers_near
+    (of those in the graph, the ones within knowledge.hops of a mention), answers_kept (of those
+    near, the ones that the budget left in the subgraph) and examples_reached (with an answer in the
+    subgraph).
     """
     count = max(len(dataset), 1)
     out: dict[str, Any] = {
@@ -35,10 +37,11 @@ def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
     for example in dataset.examples:
         ids = [kg.find(name) for name in example.answers]
         answers.append({-1 - at if i is None else i for at, i in enumerate(ids)})
-    found = survival(_subgraphs(dataset), answers, kg)
+    found = survival(_subgraphs(dataset), answers, kg, parts.config.knowledge.hops)
     return out | {
         "answers_in_graph": found["in_graph"],
-        "answers_reached": found["survived"],
+        "answers_near": found["near"],
+        "answers_kept": found["survived"],
         "examples_reached": found["examples_with_answer"],
     }
 
