@@ -52,9 +52,8 @@ class NodeInput(nnx.Module):
         graph, text = config.graph.width, config.encoder.width
         width, embed = ("graph", graph), ("embed", text)
         self.name = Linear(embed, width, kernel=glorot(text, graph))
-        self.vector = None
-        if config.knowledge.vectors != "none":
-            self.vector = Linear(embed, width, kernel=glorot(text, graph))
+        vectors = config.knowledge.vectors != "none"
+        self.vector = Linear(embed, width, kernel=glorot(text, graph)) if vectors else None
         self.rows = param((rows, graph), ("entity", "graph"), zeros)
         self.mention = param((graph,), ("graph",), jax.nn.initializers.normal(1.0))
         self.norm = LayerNorm(width)
