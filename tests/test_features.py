@@ -210,3 +210,16 @@ def test_malformed_facts_are_reported(tmp_path, caplog):
         out.write("only\ttwo\n")
     build(tiny.config(tmp_path))
     assert "1 malformed lines left out" in caplog.text and "kg.tsv:30" in caplog.text
+
+
+def test_a_text_model_needs_no_graph(tmp_path):
+    tiny.write_files(tmp_path)
+    config = tiny.config(
+        tmp_path,
+        task=tiny.TaskConfig(kind="classification"),
+        knowledge=tiny.KnowledgeConfig(),
+        fusion=tiny.FusionConfig(kind="none"),
+    )
+    parts, splits = build(config)
+    graph = parts.dataset(splits.train).batch(16, np.arange(4)).graph
+    assert (graph.n_node[:, 0] == 0).all() and (graph.n_edge[:, 0] == 0).all()

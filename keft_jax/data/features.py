@@ -160,7 +160,8 @@ class Knowledge:
         """Subgraphs in the model's numbers, padded by jraph's convention."""
         b, n = sub.entity.shape
         known, inverse = len(self.vocabulary.relations), self.kg.n_relations
-        relation = np.append(self._relations, self._relations + known)[sub.relation]
+        number = np.append(self._relations, self._relations + known)
+        relation = number[sub.relation] if inverse else sub.relation
         if not ROWS[row].relations:  # the direction is structure, and stays
             relation = np.where(sub.relation >= inverse, known, 0)
         mention = np.zeros((b, n), np.int32)

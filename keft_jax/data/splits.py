@@ -38,7 +38,8 @@ def read_splits(data: DataConfig, need: Sequence[str] = ()) -> Splits:
     tests = {name: read_examples(path, data, need=need) for name, path in names.items()}
     if not data.select_share and not data.test_share:
         return Splits(train, select, tests)
-    parts = set_aside(train, {"select": data.select_share, "test": data.test_share})
+    # What is reported first, so that it stays the same whatever the selection's share.
+    parts = set_aside(train, {"test": data.test_share, "select": data.select_share})
     for name, share in (("select", data.select_share), ("test", data.test_share)):
         if share and not parts[name]:
             raise KeftError(
@@ -57,7 +58,7 @@ def read_splits(data: DataConfig, need: Sequence[str] = ()) -> Splits:
 
 def set_aside(examples: Sequence[Example], shares: dict[str, float]) -> dict[str, list[Example]]:
     """Whole clusters go to one part, in the order of their hash, until its share is reached; the
-    rest is "train". The order of the file and its other clusters' sizes change nothing."""
+    rest is "train". The order of the file changes nothing."""
     names = [e.cluster or f"{e.text}\n{e.pair}" for e in examples]
     sizes = Counter(names)
     order = sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest())

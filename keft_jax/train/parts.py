@@ -181,6 +181,8 @@ def generate(config: Config) -> None:
     """Runs the config's generator where a file that it makes is missing."""
     data = config.data
     files = [data.train, data.select, *data.test, config.knowledge.kg]
+    if data.train.startswith("tfds:"):
+        return  # made by `keft tfds`
     if data.generator and not all(Path(f).is_file() for f in files if f):
         GENERATORS[data.generator](data, Path(data.train).parent)
 
