@@ -122,14 +122,21 @@ def train_wordpiece(
     return _wordpiece(tok.get_vocab(), lowercase)
 
 
-def _wordpiece(vocab: dict[str, int], lowercase: bool, **normal: bool | None) -> Tokenizer:
+def _wordpiece(
+    vocab: dict[str, int],
+    lowercase: bool,
+    strip_accents: bool | None = None,  # None: where case is folded
+    chinese: bool = True,  # each character a word of its own
+) -> Tokenizer:
     tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    tok.normalizer = normalizers.BertNormalizer(lowercase=lowercase, **normal)
+    tok.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
+    )
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
     tok.add_special_tokens(list(SPECIAL))
     tok.post_processor = processors.BertProcessing(
-        ("[SEP]", tok.token_to_id("[SEP]")), ("[CLS]", tok.token_to_id("[CLS]"))
+        ("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"])
     )
     return tok
 
@@ -189,7 +196,7 @@ def _read_vocab_txt(file: Path) -> Tokenizer:
         vocab,
         settings.get("do_lower_case", True),
         strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        chinese=settings.get("tokenize_chinese_chars", True),
     )
 
 

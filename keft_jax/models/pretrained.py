@@ -241,9 +241,7 @@ def _open(folder: Path) -> Iterator[_Tensors]:
         opened = {}
         for file in weight_files(folder):
             try:
-                opened[file] = stack.enter_context(
-                    safetensors.safe_open(file, framework="numpy")  # type: ignore[no-untyped-call]
-                )
+                opened[file] = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
             except (safetensors.SafetensorError, OSError) as error:
                 raise KeftError(f"{file}: cannot be read ({error}); copy it anew") from error
         yield _Tensors(folder, opened)
