@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from keft_jax.config import KeftError
+from keft_jax.config import KeftError, check
 from keft_jax.options import ConfigOptions, config_stem, parse, run_main, take_config
 
 
@@ -220,12 +220,40 @@ def tfds(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Times the training step of a config: JSON, the last line of stdout. Without data files the
+    input is made up. For figures to compare, pin one thread:
+    OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 keft bench ..."""
+
+    config: ConfigOptions
+    steps: int = 10
+    """Steps timed."""
+    warmup: int = 2
+    """Steps before them."""
+    input: bool = False
+    """Time the host's side alone, the making of batches from the data files."""
+
+
+def bench(argv: Sequence[str]) -> int:
+    _, config, rest = take_config(argv)
+    own = parse(Bench, rest, prog="keft bench", default=Bench(config))
+    check(own.steps >= 1, "steps", own.steps, "use 1 or more")
+    check(own.warmup >= 0, "warmup", own.warmup, "use 0 or more")
+    from keft_jax.bench import run
+
+    out = run.bench_host(own.config) if own.input else run.bench(own.config, own.steps, own.warmup)
+    print(json.dumps(out))
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "kg build": (kg_build, "build a graph from files of triples"),
     "kg info": (kg_info, "what a graph holds"),
     "tfds": (tfds, "prepare a TFDS data set from files, without TensorFlow"),
     "gain": (gain, "what the knowledge was worth: controls, seeds, one table"),
     "gain-merge": (gain_merge, "one table from several"),
+    "bench": (bench, "what a training step takes, and what its knowledge costs"),
     "evaluate": (evaluate, "a run's metrics on a labelled file, as JSON"),
     "predict": (predict, "a run's answers, as JSON lines"),
     "export": (export, "a run as a folder that transformers loads"),

@@ -12,7 +12,19 @@ from keft_jax.config import FusionConfig
 from keft_jax.data.features import Dataset
 from keft_jax.data.plan import BatchPlan
 from keft_jax.train.loop import Trainer
-from keft_jax.train.parts import assemble
+from keft_jax.train.parts import Parts, assemble
+
+
+def without_graph(parts: Parts) -> Parts:
+    """The same model, task and data without the graph network."""
+    config = parts.config
+    groups = tuple(g for g in config.optim.groups if "encoder" in g.match)
+    plain = dataclasses.replace(
+        config,
+        fusion=FusionConfig(kind="none"),
+        optim=dataclasses.replace(config.optim, groups=groups),
+    )
+    return assemble(plain, parts.knowledge.kg, parts.knowledge.vocabulary, parts.labels)
 
 
 def measure_cost(trainer: Trainer, train: Dataset, steps: int = 20) -> float | None:
@@ -21,14 +33,7 @@ def measure_cost(trainer: Trainer, train: Dataset, steps: int = 20) -> float | N
     parts, config = trainer.parts, trainer.parts.config
     if config.fusion.kind == "none":
         return None
-    groups = tuple(g for g in config.optim.groups if "encoder" in g.match)
-    plain = dataclasses.replace(
-        config,
-        fusion=FusionConfig(kind="none"),
-        optim=dataclasses.replace(config.optim, groups=groups),
-    )
-    text = assemble(plain, parts.knowledge.kg, parts.knowledge.vocabulary, parts.labels)
-    trainers = [trainer, Trainer(text)]
+    trainers = [trainer, Trainer(without_graph(parts))]
     plan = BatchPlan(train.lengths, config.optim.batch, config.data.buckets, 0)
     states, times = [t.fresh(0) for t in trainers], np.zeros((steps + 2, 2))
     batches = [t.put(train.batch(*plan.batch(0))) for t in trainers]

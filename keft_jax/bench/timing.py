@@ -1,0 +1,49 @@
+"""Compiled training steps, timed one by one, several models in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from keft_jax.data.batch import Batch
+from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.loop import Trainer
+
+
+class Steps:
+    """The training step of one model with a state of its own; each call takes the next batch."""
+
+    def __init__(self, trainer: Trainer, batches: Sequence[Batch]):
+        self.trainer, self._frozen = trainer, trainer.frozen()
+        self._batches = [trainer.put(batch) for batch in batches]
+        self._state = trainer.fresh(trainer.parts.config.seed)
+        step: Any = trainer.train_step
+        begin = time.perf_counter()
+        self.compiled = step.lower(self._state, self._frozen, self._batches[0]).compile()
+        self.compile_s = time.perf_counter() - begin
+        self.loss, self._done = float("nan"), 0
+
+    def __call__(self) -> tuple[float, float]:
+        """(CPU seconds of this process, wall seconds) of a step, its loss fetched. Waiting for it
+        here is what makes the CPU seconds this step's own."""
+        batch = self._batches[self._done % len(self._batches)]
+        cpu, wall = time.process_time(), time.perf_counter()
+        self._state, metrics = self.compiled(self._state, self._frozen, batch)
+        self.loss = float(metrics["loss/total"][0])
+        jax.block_until_ready(self._state)
+        spent = time.process_time() - cpu, time.perf_counter() - wall
+        self._done += 1
+        if not np.isfinite(self.loss):
+            raise NotFiniteError(f"step {self._done}: loss/total is {self.loss}; lower the rate")
+        return spent
+
+
+def time_in_turn(steps: Sequence[Steps], count: int, warmup: int) -> np.ndarray:
+    """f64[count, models, 2]: CPU and wall seconds. The models take turns, so that a busy machine
+    slows all of them alike."""
+    rows = [[step() for step in steps] for _ in range(warmup + count)]
+    return np.array(rows[warmup:])
