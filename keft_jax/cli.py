@@ -247,10 +247,96 @@ def bench(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Init:
+    """Writes a config for a graph and a text file of one's own, and says what it assumed and why.
+    The options below --out name columns that were guessed wrong."""
+
+    kg: str
+    """The graph: a file that `keft kg build` reads, or a folder that it made."""
+    text: str
+    """The examples: JSONL, TSV, CSV or Parquet (.gz too), or tfds:NAME:SPLIT."""
+    out: str = "configs/own.py"
+    """Config file to write."""
+    aliases: str = ""
+    """Two-column TSV: entity, other name."""
+    pretrained: str = ""
+    """Folder of a pre-trained encoder to start from."""
+    text_column: str = ""
+    label: str = ""
+    """Column with the class of each text."""
+    answers: str = ""
+    """Column with the right answers, as names of the graph."""
+    entity: str = ""
+    """Column with the entity that a text mentions."""
+    cluster: str = ""
+    """Column whose values group dependent examples."""
+    force: bool = False
+    """Overwrite a config that is there."""
+
+
+def init(argv: Sequence[str]) -> int:
+    own = parse(Init, argv, prog="keft init")
+    from keft_jax import init as made_by
+    from keft_jax.options import load_config
+
+    roles = ("label", "answers", "entity", "cluster")
+    told = {"text": own.text_column} | {role: getattr(own, role) for role in roles}
+    made = made_by.init(
+        own.kg,
+        own.text,
+        own.out,
+        aliases=own.aliases,
+        pretrained=own.pretrained,
+        told={role: column for role, column in told.items() if column},
+        force=own.force,
+    )
+    load_config(str(made.out))
+    made_by.show(made, Console(highlight=False))
+    return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Looks at the graph and the text of --config FILE[:ARG] before any training: coverage,
+    ambiguity, hubs, leaks, what linear probes gain from the graph, what a run costs, a verdict."""
+
+    config: ConfigOptions
+    json: bool = False
+    """One JSON object instead of a page."""
+    seeds: int = 5
+    """Resamples of the training examples for the probes; an interval over them needs 5."""
+    no_cost: bool = False
+    """Do not compile and time a step."""
+
+
+def doctor(argv: Sequence[str]) -> int:
+    _, config, rest = take_config(argv)
+    own = parse(Doctor, rest, prog="keft doctor", default=Doctor(config))
+    check(own.seeds >= 1, "seeds", own.seeds, "use 1 or more")
+    from keft_jax.doctor import examine
+    from keft_jax.doctor.show import show
+
+    told = Console(stderr=True, highlight=False)
+    report = examine(
+        own.config,
+        seeds=own.seeds,
+        cost=not own.no_cost,
+        say=lambda text: told.print(f"{text} ...", style="dim"),
+    )
+    if own.json:
+        print(json.dumps(report, default=float))
+    else:
+        show(report, Console(highlight=False))
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "kg build": (kg_build, "build a graph from files of triples"),
     "kg info": (kg_info, "what a graph holds"),
     "tfds": (tfds, "prepare a TFDS data set from files, without TensorFlow"),
+    "init": (init, "a config for a graph and a text file of one's own"),
+    "doctor": (doctor, "what a graph covers, what to expect of it, what a run costs"),
     "gain": (gain, "what the knowledge was worth: controls, seeds, one table"),
     "gain-merge": (gain_merge, "one table from several"),
     "bench": (bench, "what a training step takes, and what its knowledge costs"),

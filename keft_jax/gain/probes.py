@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
@@ -25,6 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example
@@ -34,9 +36,10 @@ from keft_jax.train.parts import Parts
 Features = list[list[str]]
 """The sparse features of each example, repeated as often as they occur."""
 
-MAX_TUNE = 2_000
+MAX_TUNE = 1_000
 """Training examples on which C and the weight of the knowledge are chosen; all are fitted."""
 _C, _WEIGHTS, _FOLDS = (1.0, 10.0), (1.0, 0.3), 3
+_MANY = 500
 _DENSE = 64  # most frequent features that are read as standardised counts
 _SHOWN_PATHS = 200  # two-step walks of an example that become features
 _GRAPH = {LINEAR_KNOWLEDGE: "true", LINEAR_SHUFFLED: "shuffled"}
@@ -47,21 +50,30 @@ class Probes:
     """The probes of one training split on others. Features are made once, fits are for each draw.
 
     `predict(row, drawn, seed)`: labels for every other split, from training examples `drawn`
-    (their numbers); the seed draws the shuffled graph."""
+    (their numbers); the seed draws the shuffled graph. `tune_once`: settings are chosen in the
+    first draw and kept for the others."""
 
-    def __init__(self, parts: Parts, train: Dataset, others: Mapping[str, Dataset]):
+    def __init__(
+        self,
+        parts: Parts,
+        train: Dataset,
+        others: Mapping[str, Dataset],
+        tune_once: bool = False,
+    ):
         self._parts, self._train, self._others = parts, train, others
         self._labels = np.array([str(e.label) for e in train.examples])
         self._clusters = np.array([e.cluster or str(e.id) for e in train.examples])
         # Marked mentions of one number everywhere (head and tail) each have a role of their own.
         counts = {len(e.spans) for e in train.examples}
         self._roles = len(counts) == 1 and min(counts, default=0) > 1
+        self._settings: dict[str, dict[str, Any]] | None = {} if tune_once else None
         self._kept: dict[tuple[str, int, int], list[Features]] = {}
 
     def predict(self, row: str, drawn: np.ndarray, seed: int) -> dict[str, list[str]]:
         made = {split: self._features(row, split, seed) for split in ("", *self._others)}
         train = [[kind[i] for i in drawn] for kind in made[""]]
-        fitted = fit_probe(train, self._labels[drawn], self._clusters[drawn])
+        settings = None if self._settings is None else self._settings.setdefault(row, {})
+        fitted = fit_probe(train, self._labels[drawn], self._clusters[drawn], settings)
         return {split: fitted(made[split]) for split in self._others}
 
     def _features(self, row: str, split: str, seed: int) -> list[Features]:
@@ -174,18 +186,25 @@ class _Block:
     apply: Callable[[Features], csr_matrix]
 
 
+_Choice = tuple[csr_matrix, Callable[[Sequence[Features]], csr_matrix]]
+"""Features of the training examples, and what makes those of others."""
+
+
 def fit_probe(
-    train: Sequence[Features], labels: np.ndarray, clusters: np.ndarray
+    train: Sequence[Features],
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    settings: dict[str, Any] | None = None,
 ) -> Callable[[Sequence[Features]], list[str]]:
     """Logistic regression on the text (the first kind of features) and one other kind, if any.
 
     Which one, its weight and C come from 3-fold cross-validation inside the sample, whole clusters
-    in one fold; of equals the first. Gives a function from the same kinds of features of other
-    examples to labels."""
+    in one fold; of equals the first. `settings` keeps them: filled where it is empty, else used.
+    Gives a function from the same kinds of features of other examples to labels."""
+    settings = {} if settings is None else settings
     text = _tf_idf(train[0])
     kinds = [(number, _both(features)) for number, features in enumerate(train[1:], 1)]
-    # (features of the training examples, what makes those of others)
-    choices: list[tuple[csr_matrix, Callable[[Sequence[Features]], csr_matrix]]] = []
+    choices: list[_Choice] = []
     if not kinds:
         choices.append((text.train, lambda made: text.apply(made[0])))
     for (number, block), weight in product(kinds, _WEIGHTS):
@@ -201,15 +220,26 @@ def fit_probe(
         choices.append((hstack([text.train, block.train * weight]).tocsr(), join))
     if len(np.unique(labels)) < 2:
         return lambda made: [str(labels[0])] * len(made[0])
+    with threadpool_limits(1):  # problems so small wait for threads longer than they compute
+        if not settings:
+            number, c = _choose([x_nf for x_nf, _ in choices], labels, clusters)
+            settings |= {"features": number, "c": c}
+        x_nf, apply = choices[settings["features"]]
+        model = _fit(x_nf, labels, settings["c"])
+    return lambda made: [str(label) for label in model.predict(apply(made))]
+
+
+def _choose(
+    choices: Sequence[csr_matrix], labels: np.ndarray, clusters: np.ndarray
+) -> tuple[int, float]:
+    """The features (by number) and C that do best on the folds left out."""
     part = np.linspace(0, len(labels) - 1, min(len(labels), MAX_TUNE)).astype(int)
     folds = _split(labels[part], clusters[part])
-    best = max(
-        product(range(len(choices)), _C),
-        key=lambda pick: round(_judge(choices[pick[0]][0][part], labels[part], folds, pick[1]), 6),
-    )
-    x_nf, apply = choices[best[0]]
-    model = _fit(x_nf, labels, best[1])
-    return lambda made: [str(label) for label in model.predict(apply(made))]
+
+    def judge(pick: tuple[int, float]) -> float:
+        return round(_judge(choices[pick[0]][part], labels[part], folds, pick[1]), 6)
+
+    return max(product(range(len(choices)), _C), key=judge)
 
 
 def _split(labels: np.ndarray, clusters: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -228,17 +258,18 @@ def _judge(
 ) -> float:
     """Accuracy on the folds left out. Folds that lack a second class to learn say nothing."""
     scores = [
-        float(_fit(x_nf[fit], labels[fit], c).score(x_nf[rest], labels[rest]))
+        float(_fit(x_nf[fit], labels[fit], c, rough=True).score(x_nf[rest], labels[rest]))
         for fit, rest in folds
         if len(np.unique(labels[fit])) > 1 and len(rest)
     ]
     return float(np.mean(scores)) if scores else 0.0
 
 
-def _fit(x_nf: csr_matrix, labels: np.ndarray, c: float) -> LogisticRegression:
+def _fit(x_nf: csr_matrix, labels: np.ndarray, c: float, rough: bool = False) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x_nf, labels)
+        steps, tolerance = (30, 1e-2) if rough else (100, 1e-3)
+        return LogisticRegression(C=c, max_iter=steps, tol=tolerance).fit(x_nf, labels)
 
 
 def _same(features: list[str]) -> list[str]:
@@ -246,13 +277,17 @@ def _same(features: list[str]) -> list[str]:
 
 
 def _tf_idf(features: Features) -> _Block:
-    vectorizer = TfidfVectorizer(analyzer=_same, sublinear_tf=True)
-    return _Block(vectorizer.fit_transform(_never_empty(features)), vectorizer.transform)
+    # Among many texts a feature of a single one tells little, and most features are such.
+    least = 2 if len(features) >= _MANY else 1
+    vectorizer = TfidfVectorizer(analyzer=_same, sublinear_tf=True, min_df=least)
+    try:
+        return _Block(vectorizer.fit_transform(features), vectorizer.transform)
+    except ValueError:  # no word is left: texts without any, or none that comes twice
+        return _nothing(len(features))
 
 
-def _never_empty(features: Features) -> Features:
-    """A vocabulary needs a word."""
-    return features if any(features) else [["none"], *features[1:]]
+def _nothing(examples: int) -> _Block:
+    return _Block(csr_matrix((examples, 1)), lambda others: csr_matrix((len(others), 1)))
 
 
 def _both(features: Features) -> _Block:
@@ -267,7 +302,10 @@ def _both(features: Features) -> _Block:
 def _counts(features: Features) -> _Block:
     """The most frequent features, counted and standardised: how often matters here."""
     vectorizer = CountVectorizer(analyzer=_same, max_features=_DENSE)
-    count_nf = vectorizer.fit_transform(_never_empty(features)).toarray().astype(float)
+    try:
+        count_nf = vectorizer.fit_transform(features).toarray().astype(float)
+    except ValueError:  # no feature at all
+        return _nothing(len(features))
     mean, spread = count_nf.mean(0), count_nf.std(0)
     spread = np.where(spread > 0, spread, 1)
 

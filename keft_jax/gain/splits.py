@@ -79,6 +79,7 @@ def audit_splits(
             covered=dataset.seeds[:, 0] >= 0,
             node_texts=None if kgqa else [" ".join(names[i] for i in row) for row in nodes],
             answer_in_graph=inside,
+            gold_edge=None if kgqa else _pair_edges(dataset, sub, parts),
         )
 
     return audit(
@@ -90,6 +91,26 @@ def audit_splits(
         vocab_from_test=None if parts.config.data.vocab else False,
         linker_from_test=False,
     )
+
+
+def _pair_edges(dataset: Dataset, sub: Subgraphs, parts: Parts) -> np.ndarray | None:
+    """bool[n]: the fact that the label names joins the two marked entities; where labels are not
+    relations of the graph, any fact. None unless every text has two marked mentions."""
+    if any(len(e.spans) != 2 for e in dataset.examples) or not len(dataset):
+        return None
+    kg = parts.knowledge.kg
+    named = {name: i for i, name in enumerate(kg.relations)}
+    typed = all(e.label in named for e in dataset.examples)
+    out = np.zeros(len(dataset), bool)
+    for i, example in enumerate(dataset.examples):
+        ends = [set(mention.entities) for mention in dataset.mentions[i]]
+        edges = slice(0, sub.n_edge[i])
+        from_to = sub.entity[i][np.stack([sub.senders[i, edges], sub.receivers[i, edges]])]
+        joins = np.isin(from_to[0], list(ends[0])) & np.isin(from_to[1], list(ends[1]))
+        if typed:
+            joins &= sub.relation[i, edges] % kg.n_relations == named[example.label or ""]
+        out[i] = joins.any()
+    return out
 
 
 def _share_seen(dataset: Dataset, other: Dataset) -> float:

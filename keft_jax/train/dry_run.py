@@ -44,14 +44,19 @@ def dry_run(config: Config) -> dict[str, Any]:
     return costs
 
 
-def measure(trainer: Trainer, batch: Batch) -> dict[str, float]:
-    """Memory and arithmetic of one step, from the arrays' sizes and from the compiler."""
-    parts = trainer.parts
+def compile_step(trainer: Trainer, batch: Batch) -> Any:
+    """The training step, compiled for batches of this shape without making a state."""
     abstract = jax.eval_shape(trainer.init, jax.random.key(0))
     state = abstract_like(abstract, trainer.shardings)
-    frozen, put = trainer.frozen(), trainer.put(batch)
     step: Any = trainer.train_step
-    compiled = step.lower(state, frozen, put).compile()
+    return step.lower(state, trainer.frozen(), trainer.put(batch)).compile()
+
+
+def measure(trainer: Trainer, batch: Batch, compiled: Any = None) -> dict[str, float]:
+    """Memory and arithmetic of one step, from the arrays' sizes and from the compiler."""
+    parts, frozen = trainer.parts, trainer.frozen()
+    abstract = jax.eval_shape(trainer.init, jax.random.key(0))
+    compiled = compiled or compile_step(trainer, batch)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
 
     def megabytes(tree: Any) -> float:
