@@ -4,7 +4,9 @@ keft gain --config configs/sst2.py:300 --data.source=../shared/data \
     --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
 python train.py --config configs/sst2.py:300 --data.source=... --encoder.pretrained=...
 
-The number after the colon is that of labelled sentences to train on, drawn anew for each seed.
+The number after the colon is that of labelled sentences to train on, drawn anew for each seed. The
+checkpoint is chosen on as many labelled sentences again, at most 300; all rows get the same. Scored
+on 4,872 sentences: the dev part and 4,000 training sentences that are never drawn.
 """
 
 from keft_jax.config import (
@@ -26,7 +28,7 @@ def get_config(arg: str = "300") -> Config:
     labels = int(arg)
     # Choosing a checkpoint takes labels too: no more of them than there are to train on.
     select = max(size for size in (16, 32, 100, 300) if size <= max(labels, 16))
-    steps = 40 if labels <= 50 else 100 if labels <= 300 else 200
+    steps = 30 if labels <= 50 else 80 if labels <= 300 else 150
     data = "data/sst2"
     return Config(
         name=f"sst2-{labels}",
@@ -47,13 +49,18 @@ def get_config(arg: str = "300") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
-        fusion=FusionConfig(kind="mention_add", layers=(1,)),
+        fusion=FusionConfig(kind="cross_attention", layers=(-1,)),
         optim=OptimConfig(
             steps=steps,
             batch=16,
-            learning_rate=3e-4,
-            # New parameters at the full rate, trained ones at a tenth; the word table as it is.
-            groups=(GroupConfig("embed/", 0.0), GroupConfig("encoder/", 0.1)),
+            learning_rate=5e-4,
+            # The trained encoder moves slowly. Word table and entity rows stay as they are: most
+            # of their rows are never met in so few sentences, and what is met would be memorised.
+            groups=(
+                GroupConfig("embed/", 0.0),
+                GroupConfig("nodes/rows", 0.0),
+                GroupConfig("encoder/", 0.08),
+            ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
         gain=GainConfig(rows=("none", "dictionary", "shuffled", "random", "true"), seeds=5),
