@@ -13,7 +13,13 @@ from keft_jax.gain.baselines import majority_per_pattern, score_single
 from keft_jax.gain.cells import Cell, Split
 from keft_jax.gain.lookup import ANSWERER, MAJORITY, Questions, answer_by_text, look_up, subset
 from keft_jax.gain.probes import Probes
-from keft_jax.gain.rows import LINEAR, LINEAR_DICTIONARY, LINEAR_KNOWLEDGE, LINEAR_SHUFFLED
+from keft_jax.gain.rows import (
+    LINEAR,
+    LINEAR_DICTIONARY,
+    LINEAR_KNOWLEDGE,
+    LINEAR_SHUFFLED,
+    REFERENCES,
+)
 from keft_jax.gain.splits import gold_of
 from keft_jax.gain.stats import summarise
 from keft_jax.train.parts import Parts
@@ -50,8 +56,7 @@ def expect(parts: Parts, train: Dataset, other: Dataset, seeds: int) -> dict[str
     cells = make(parts, train, other, draw, seeds, metric)
     clusters = np.array([e.cluster or str(e.id) for e in other.examples])
     split = Split(SPLIT, clusters, np.array([e.pattern for e in other.examples]))
-    controls = [row for row in NAMES if row not in ("majority", "true")]
-    controls = [row for row in controls if any(cell.row == row for cell in cells)]
+    controls = [row for row in REFERENCES if any(cell.row == row for cell in cells)]
     task = parts.config.task.kind
     table = summarise(cells, [split], metric, task=task, draws=_DRAWS, reference_rows=controls)
     rival = min(controls, key=lambda row: _low(table["versus"][row]))

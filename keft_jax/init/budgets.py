@@ -66,8 +66,8 @@ def measure_sizes(
     has = seeds[:, 0] >= 0
     nodes = _upper(sub.n_node[has] + 1, 8, 8, 96 if kgqa else 64)
     edges = _upper(sub.n_edge[has], 16, 16, 320 if kgqa else 192)
-    cut = float((sub.cut | (sub.n_node >= nodes) | (sub.n_edge > edges))[has].mean() or 0)
-    cut = cut if has.any() else 0.0
+    too_much = (sub.cut | (sub.n_node >= nodes) | (sub.n_edge > edges))[has]
+    cut = float(too_much.mean()) if has.any() else 0.0
     why = f"95 % of the subgraphs fit, or the most that is quick; {cut:.0%} are cut"
     said.append(Guess("nodes, edges", f"{nodes}, {edges}", why))
     buckets = _buckets(examples)
