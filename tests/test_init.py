@@ -13,8 +13,6 @@ from keft_jax.options import load_config
 SHELVES = [f"shelf{i}" for i in range(6)]
 KINDS = ("anvil", "basil", "candle", "drill", "easel")
 ITEMS = [f"{kind}{end}" for kind in KINDS for end in ("", " pot", " box")]
-    f"{a}{b}" for a in ["anvil", "basil", "candle", "drill", "easel"] for b in ("", " pot", " box")
-]
 
 
 @pytest.fixture
