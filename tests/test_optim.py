@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import toy
 
-from keft_jax.config import OptimConfig
+from keft_jax.config import GroupConfig, OptimConfig
 from keft_jax.models.functional import paths
-from keft_jax.train.optim import make_optimizer, schedule
+from keft_jax.train.optim import make_optimizer, schedule, stop_frozen
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
@@ -34,3 +34,21 @@ def test_biases_and_norms_are_not_decayed():
     for path, update in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(updates), strict=True):
         spared = path.rpartition("/")[2] in ("bias", "relation_bias", "scale")
         assert np.allclose(update, 0.0 if spared else -0.1), path
+
+
+def test_no_work_goes_into_frozen_gradients():
+    c = toy.config()
+    model, batch, names = toy.model(c), toy.batch(), toy.names()
+    params = toy.trained(c)
+
+    def matmuls(*groups):
+        optim = OptimConfig(groups=groups)
+
+        def loss(params):
+            return model.apply(stop_frozen(optim, params), batch, names).logits.sum()
+
+        return jax.jit(jax.grad(loss)).lower(params).as_text().count("dot_general")
+
+    everything, top = matmuls(), matmuls(GroupConfig("encoder/", 0.0), GroupConfig("nodes/", 0.0))
+    forward = jax.jit(model.apply).lower(params, batch, names).as_text().count("dot_general")
+    assert forward < top < everything and top - forward < 0.6 * (everything - forward)

@@ -75,7 +75,7 @@ class Training:
         terms = make_terms(c.objective, KGQA(kg(), 0.5), teacher[0] if teacher else None)
         self.objective = Objective(self.model, terms)
         self.shardings = state_shardings(self.model, self.tx, self.mesh)
-        step = make_train_step(self.objective, self.tx, c.optim.accumulate)
+        step = make_train_step(self.objective, self.tx, c.optim)
         self.step = compile_train_step(step, self.shardings, self.mesh)
         everywhere = replicated(self.mesh)
         rate = np.float32(c.optim.learning_rate)

@@ -78,8 +78,8 @@ def introduce(
     if "answers_near" in covers:
         reach = (
             f"; {covers['answers_in_graph']:.1%} of answers in the graph, "
-            f"{covers['answers_near']:.1%} of those near a mention, {covers['answers_kept']:.1%} of "
-            "these kept by the budget"
+            f"{covers['answers_near']:.1%} of those near a mention, "
+            f"{covers['answers_kept']:.1%} of these kept by the budget"
         )
     lines = [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "

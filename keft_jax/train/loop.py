@@ -45,7 +45,7 @@ class Trainer(Evaluator):
             lambda key: make_state(parts.model, self.tx, key), out_shardings=self.shardings
         )
         self.train_step = compile_train_step(
-            make_train_step(objective, self.tx, config.optim.accumulate), self.shardings, self.mesh
+            make_train_step(objective, self.tx, config.optim), self.shardings, self.mesh
         )
         self._teacher = {"teacher": teacher[1]} if teacher else {}
         self._start: Tree = {}  # parameters that every fresh state has alike

@@ -51,6 +51,14 @@ def make_optimizer(config: OptimConfig, abstract: Any) -> optax.GradientTransfor
     return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)
 
 
+def stop_frozen(config: OptimConfig, params: Any) -> Any:
+    """The parameters as the loss sees them: no gradient is computed for frozen ones, nor for what
+    lies only before them."""
+    return jax.tree.map(
+        lambda scale, x: x if scale else jax.lax.stop_gradient(x), _scales(config, params), params
+    )
+
+
 def _scales(config: OptimConfig, abstract: Any) -> Any:
     matched = set()
 

@@ -12,21 +12,28 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from keft_jax.config import OptimConfig
 from keft_jax.data.batch import Batch
 from keft_jax.models.functional import Model
 from keft_jax.sharding import batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
 from keft_jax.train.objective import Frozen, Metrics, Objective
+from keft_jax.train.optim import stop_frozen
 from keft_jax.train.state import State
 
 
 def make_train_step(
-    objective: Objective, tx: optax.GradientTransformation, accumulate: int = 1
+    objective: Objective, tx: optax.GradientTransformation, config: OptimConfig
 ) -> Callable[[State, Frozen, Batch], tuple[State, Metrics]]:
     """`frozen` holds `learning_rate` (the peak), `names`, and whatever the terms read."""
 
+    accumulate = config.accumulate
+
+    def loss(params: Any, *rest: Any) -> tuple[jax.Array, Metrics]:
+        return objective(stop_frozen(config, params), *rest)
+
     def gradients(params: Any, frozen: Frozen, batch: Batch, totals: Any, key: jax.Array):
-        grad = jax.grad(objective, has_aux=True)
+        grad = jax.grad(loss, has_aux=True)
         if accumulate == 1:
             return grad(params, frozen, batch, totals, key)
 
