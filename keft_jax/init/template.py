@@ -105,6 +105,13 @@ def render(
         ("learning_rate", sizes.learning_rate, ""),
         *optim,
     ]
+    fusion: list[tuple[str, Any, str]] = [("kind", "mention_add", ""), ("layers", (0,), "")]
+    if pretrained and not kgqa:
+        task.append(("pooling", "mean", ""))
+        fusion = [("kind", "mention_add", ""), ("layers", (1,), "")]
+    elif not kgqa:
+        why = "The way into a small classifier that learns soonest: every token reads the nodes."
+        fusion = [("kind", "cross_attention", why), ("layers", (-1,), "")]
     every = max(sizes.steps // 5, 1)
     sections = [
         ("task", "TaskConfig", task),
@@ -112,7 +119,7 @@ def render(
         ("knowledge", "KnowledgeConfig", knowledge),
         ("encoder", "EncoderConfig", encoder),
         ("graph", "GraphConfig", graph),
-        ("fusion", "FusionConfig", [("kind", "mention_add", ""), ("layers", (0,), "")]),
+        ("fusion", "FusionConfig", fusion),
         ("optim", "OptimConfig", optim),
         ("eval", "EvalConfig", [("every", every, ""), ("batch", 64, "")]),
         (
