@@ -85,7 +85,7 @@ def render(
         ]
     else:
         encoder = [
-            ("layers", 2, ""),
+            ("layers", 1 if small else 2, ""),
             ("width", width, ""),
             ("heads", 2 if small else 4, ""),
             ("mlp", 2 * width, ""),
