@@ -42,13 +42,17 @@ def test_rank_metrics_equal_plain_ones(task):
         assert rows["set_f1"][i] == pytest.approx(f1, abs=1e-6)
 
 
-def test_ties_do_not_count_as_right(task):
+def test_ties_count_as_a_fair_pick(task):
     rows = task.score(np.zeros((1, 60), np.float32), ask(task, ["e00"]))
-    assert rows["hits@1"][0] == 0  # the constant model knows nothing, wherever argmax points
+    # The constant model knows nothing, wherever argmax points.
+    assert rows["hits@1"][0] == pytest.approx(1 / 60)
     assert rows["mrr"][0] == pytest.approx(1 / (1 + 59 / 2))
     several = np.zeros((1, 60), np.float32)
     several[0, :3] = 1  # three right answers on one level: a hit
     assert task.score(several, ask(task, NAMES[:3]))["hits@1"][0] == 1
+    assert task.score(several, ask(task, NAMES[:2]))["hits@1"][0] == pytest.approx(2 / 3)
+    several[0, 9] = 2  # a wrong one above them: a miss
+    assert task.score(several, ask(task, NAMES[:3]))["hits@1"][0] == 0
 
 
 def test_answers_outside_the_graph(task):

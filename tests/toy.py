@@ -111,7 +111,8 @@ def names(seed=0) -> Names:
     count[-6:] = 0
     owner = np.repeat(np.arange(ENTITIES), count).astype(np.int32)
     pieces = rng.integers(5, VOCAB, len(owner)).astype(np.int32)
-    return Names(pieces=pieces, owner=owner, count=count)
+    row = np.where(count > 0, np.arange(ENTITIES), 0).astype(np.int32)
+    return Names(pieces=pieces, owner=owner, count=count, row=row)
 
 
 def graph(rng, b, n, e, empty=()) -> jraph.GraphsTuple:

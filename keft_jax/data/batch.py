@@ -77,6 +77,7 @@ class Names:
     pieces: Array  # i32[p]; 0: padding
     owner: Array  # i32[p], rising: the entity that a piece belongs to
     count: Array  # i32[c]: pieces of each entity; 0: a spare row, never an answer
+    row: Array  # i32[c]: its row in tables of entities; 0: met after training
 
 
 def token_mask(batch: Batch) -> jax.Array:

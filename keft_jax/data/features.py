@@ -83,9 +83,11 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def make_names(kg: KG, tokenizer: tokenizers.Tokenizer, limit: int) -> tuple[Names, np.ndarray]:
+def make_names(
+    kg: KG, tokenizer: tokenizers.Tokenizer, limit: int, rows: np.ndarray
+) -> tuple[Names, np.ndarray]:
     """(the names of all entities end to end, their pieces as i32[entities + 1, limit]; the last
-    row is for padding nodes)."""
+    row is for padding nodes). rows: i32[entities], of each in tables of entities."""
     encoded = [e.ids for e in tokenizer.encode_batch(list(kg.names), add_special_tokens=False)]
     unknown = tokenizer.token_to_id("[UNK]")
     ids = [e[:limit] or [unknown or 0] for e in encoded]
@@ -99,7 +101,9 @@ def make_names(kg: KG, tokenizer: tokenizers.Tokenizer, limit: int) -> tuple[Nam
     owner[:total] = np.repeat(np.arange(len(count)), count)
     column = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
     table[owner[:total], column] = pieces[:total]
-    return Names(pieces=pieces, owner=owner, count=count), table
+    row = np.zeros(len(count), np.int32)
+    row[: kg.n_entities] = rows
+    return Names(pieces=pieces, owner=owner, count=count, row=row), table
 
 
 class Knowledge:
@@ -116,8 +120,10 @@ class Knowledge:
         self.kg, self.config, self.vocabulary = kg, config, vocabulary
         self.vectors = vectors
         self.linker = StringLinker(kg)
-        self.names, self._pieces = make_names(kg, vocabulary.tokenizer, config.name_pieces)
         self._rows = np.append(vocabulary.rows_of(kg), 0)
+        self.names, self._pieces = make_names(
+            kg, vocabulary.tokenizer, config.name_pieces, self._rows[:-1]
+        )
         self._relations = vocabulary.relations_of(kg)
         self._drawn: tuple[tuple[str, int], KG] | None = None
 

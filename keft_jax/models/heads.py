@@ -39,11 +39,13 @@ class ClassifyHead(nnx.Module):
 class AnswerHead(nnx.Module):
     """Scores every entity: by its name everywhere, and inside the subgraph also by its node,
 
-        text.name(e)                                 outside
-        (1 - a) text.name(e) + gate * graph(e)       inside,
+        name(e) = text.embedded name of e + prior of e      outside
+        (1 - a) name(e) + gate * graph(e)                   inside,
 
-    where a is learned and both a and graph(e) start at zero. The question reads the graph once
-    more here, with all of the text behind its query.
+    where a is learned and a, graph(e) and the priors start at zero. A prior tells how often e is
+    the answer at all; without it entities of one name (and those that lower case makes one) could
+    never be told apart. The question reads the graph once more here, with all of the text behind
+    its query.
     """
 
     def __init__(self, config: Config, sizes: Any):
@@ -51,6 +53,7 @@ class AnswerHead(nnx.Module):
         embed, graph = ("embed", width), ("graph", config.graph.width)
         self.query = Linear(embed, ("kv", width), kernel=normal)
         self.name_norm = LayerNorm(("kv", width))
+        self.prior = param((sizes.rows,), ("entity",), zeros)
         self.scale = width**-0.5
         self.fused = config.fusion.kind != "none"
         if self.fused:
@@ -69,7 +72,7 @@ class AnswerHead(nnx.Module):
         total = jax.ops.segment_sum(pieces, names.owner, entities, indices_are_sorted=True)
         name_cd = self.name_norm(total / jnp.maximum(names.count, 1)[:, None])
         logits = self.scale * jnp.einsum("bd,cd->bc", self.query(cls_bd), name_cd)
-        logits = jnp.where(names.count > 0, logits, -1e9)
+        logits = jnp.where(names.count > 0, logits + use(self.prior)[names.row], -1e9)
         logits = shard(logits, "batch", None)
         if not self.fused:
             return logits, None, []

@@ -47,8 +47,9 @@ class KGQA(AsGiven):
         return -(target.weight * mean).sum()
 
     def score(self, logits_bc: jax.Array, target: AnswerTarget) -> dict[str, jax.Array]:
-        """hits@1 and mrr of the best right answer among all that are not right (ties: mean rank);
-        the answer set holds whatever has `set_threshold` of the best one's probability."""
+        """hits@1 and mrr of the best right answer among all that are not right; ties count as a
+        fair pick among them (hits@1) and at their mean rank (mrr). The answer set holds whatever
+        has `set_threshold` of the best one's probability."""
         right = target.answers >= 0
         at = jnp.where(right, target.answers, logits_bc.shape[1])
         own = jnp.where(right, jnp.take_along_axis(logits_bc, jnp.where(right, at, 0), 1), -jnp.inf)
@@ -58,6 +59,7 @@ class KGQA(AsGiven):
         above = (wrong & ~(logits_bc <= best)).sum(1)  # a NaN stands above everything
         level = (wrong & (logits_bc == best)).sum(1)
         rank = 1 + above + level / 2
+        alike = (own == best).sum(1)  # right answers that share the best score
         some = right.any(1)
         top = logits_bc.max(1, keepdims=True)
         chosen = logits_bc >= top + jnp.log(self._share)
@@ -66,7 +68,7 @@ class KGQA(AsGiven):
         recall = hit / jnp.maximum(target.total, 1)
         f1 = 2 * precision * recall / jnp.maximum(precision + recall, 1e-9)
         return {
-            "hits@1": jnp.where(some, rank <= 1, 0).astype(jnp.float32),
+            "hits@1": jnp.where(some & (above == 0), alike / (alike + level), 0),
             "mrr": jnp.where(some, 1 / rank, 0),
             "precision": precision,
             "recall": recall,
