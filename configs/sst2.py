@@ -28,7 +28,7 @@ def get_config(arg: str = "300") -> Config:
     labels = int(arg)
     # Choosing a checkpoint takes labels too: no more of them than there are to train on.
     select = max(size for size in (16, 32, 100, 300) if size <= max(labels, 16))
-    steps = 30 if labels <= 50 else 80 if labels <= 300 else 150
+    steps = 60 if labels <= 50 else 120 if labels <= 300 else 200
     data = "data/sst2"
     return Config(
         name=f"sst2-{labels}",
@@ -54,12 +54,14 @@ def get_config(arg: str = "300") -> Config:
             steps=steps,
             batch=16,
             learning_rate=5e-4,
-            # The trained encoder moves slowly. Word table and entity rows stay as they are: most
-            # of their rows are never met in so few sentences, and what is met would be memorised.
+            # The trained encoder moves slowly, what starts at zero fast. Word table and entity rows
+            # stay as they are: most of their rows are never met in so few sentences, and what is
+            # met would be memorised.
             groups=(
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.08),
+                GroupConfig("exchanges/", 4.0),
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
