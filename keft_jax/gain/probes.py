@@ -39,7 +39,6 @@ Features = list[list[str]]
 MAX_TUNE = 1_000
 """Training examples on which C and the weight of the knowledge are chosen; all are fitted."""
 _C, _WEIGHTS, _FOLDS = (1.0, 10.0), (1.0, 0.3), 3
-_MANY = 500
 _DENSE = 64  # most frequent features that are read as standardised counts
 _SHOWN_PATHS = 200  # two-step walks of an example that become features
 _GRAPH = {LINEAR_KNOWLEDGE: "true", LINEAR_SHUFFLED: "shuffled"}
@@ -277,12 +276,10 @@ def _same(features: list[str]) -> list[str]:
 
 
 def _tf_idf(features: Features) -> _Block:
-    # Among many texts a feature of a single one tells little, and most features are such.
-    least = 2 if len(features) >= _MANY else 1
-    vectorizer = TfidfVectorizer(analyzer=_same, sublinear_tf=True, min_df=least)
+    vectorizer = TfidfVectorizer(analyzer=_same, sublinear_tf=True)
     try:
         return _Block(vectorizer.fit_transform(features), vectorizer.transform)
-    except ValueError:  # no word is left: texts without any, or none that comes twice
+    except ValueError:  # texts without any word
         return _nothing(len(features))
 
 
