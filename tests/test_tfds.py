@@ -233,15 +233,68 @@ def test_a_damaged_description_is_told(copy, name, content):
 
 
 def test_features_that_cannot_be_read_are_told(copy):
-    file, base = copy / "features.json", "tensorflow_datasets.core.features."
+    file = copy / "features.json"
     features = json.loads(file.read_text())
     inner = features["featuresDict"]["features"]
     inner["answers"]["sequence"]["feature"] = json.loads(json.dumps(inner["answers"]))
     file.write_text(json.dumps(features))
     assert "lists of lists" in refuse("tfds:tiny:train", copy.parents[1])
-    file.write_text(file.read_text().replace(f"{base}text_feature.Text", "antigravity.Feature"))
-    assert "the kind antigravity.Feature" in refuse("tfds:tiny:train", copy.parents[1])
+
+
+BASE = "tensorflow_datasets.core.features."
+OWN, FOREIGN = f"{BASE}text_feature.Text", "antigravity.Feature"
+OLD = {"type": FOREIGN, "content": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("features.json", lambda s: s.replace(OWN, FOREIGN)),
+        (
+            "features.json",
+            lambda s: s.replace(OWN, FOREIGN).replace("pythonClassName", "python_class_name"),
+        ),
+        (
+            "features.json",
+            lambda s: s.replace("pythonClass", "python\\u0043lass").replace(OWN, FOREIGN),
+        ),
+        ("features.json", lambda s: s.replace(OWN, "tensorflow_datasets_more.core.Text")),
+        ("features.json", lambda s: json.dumps(OLD)),
+        (
+            "features.json",
+            lambda s: json.dumps(
+                {
+                    "pythonClassName": f"{BASE}features_dict.FeaturesDict",
+                    "jsonFeature": {"json": json.dumps({"question": OLD})},
+                }
+            ),
+        ),
+        (
+            "dataset_info.json",
+            lambda s: json.dumps(
+                json.loads(s) | {"features": {"python_class_name": FOREIGN, "text": {}}}
+            ),
+        ),
+    ],
+)
+def test_no_module_is_imported_for_a_feature(copy, name, change, monkeypatch):
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imports {name}"))
+    file = copy / name
+    before = file.read_text()
+    file.write_text(change(before))
+    assert file.read_text() != before
+    message = refuse("tfds:tiny:train", copy.parents[1])
+    assert "which is not TFDS's own" in message or '"type"' in message
     assert "antigravity" not in sys.modules
+
+
+def test_only_what_is_asked_for_is_decoded(root):
+    """Bytes that are no text stand in the last record's `blob`; nobody asks for it here."""
+    path = "tfds:reviews/plain:train"
+    records = [r for _, r in read_tfds(path, str(root), ["tags"], ["answers.text", "nothing"])]
+    assert [sorted(r) for r in records] == [["answers.text", "tags"]] * 6
+    whole = [r for _, r in read_tfds(path, str(root))]
+    assert records == [{n: r[n] for n in ("answers.text", "tags")} for r in whole]
 
 
 def test_a_damaged_shard_is_told_or_reads_as_it_was(copy):

@@ -79,7 +79,8 @@ def read_examples(
     columns = [name for name, needed in fields.values() if needed] + list(data.token_spans)
     examples: list[Example] = []
     if report.path.startswith(PREFIX):
-        records = read_tfds(report.path, data.tfds_dir, columns)
+        also = [name for name, _ in fields.values()] + list(data.slices)
+        records = read_tfds(report.path, data.tfds_dir, columns, also)
     else:
         lists = [fields[role][0] for role in LISTS if role in fields]
         records = read_records(path, report, text=data.text, columns=columns, lists=lists)

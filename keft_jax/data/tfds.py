@@ -22,6 +22,8 @@ from keft_jax.data.records import decode, require_fields
 PREFIX = "tfds:"
 FORM = "tfds:NAME[/CONFIG][:VERSION]:SPLIT"
 READABLE = "array_record"
+OWN = "tensorflow_datasets.core.features."
+"""Where the classes of TFDS's own features are."""
 BLOCK = 1024
 """Records that are read from a shard at once."""
 _NAME = re.compile(r"tfds:(\w+(?:/[\w.+-]+)?)(?::(\d+\.\d+\.\d+))?:([\w-]+)")
@@ -34,7 +36,10 @@ def data_dir(folder: str) -> Path:
 
 
 def read_tfds(
-    path: str, folder: str, columns: Collection[str] = ()
+    path: str,
+    folder: str,
+    columns: Collection[str] = (),
+    also: Collection[str] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 1, record) for every record of `tfds:NAME[/CONFIG][:VERSION]:SPLIT`, in the
     order of the shards; without a version, the newest that is prepared.
@@ -46,6 +51,8 @@ def read_tfds(
       path: the data set's split.
       folder: folder of prepared data sets; "": TFDS's own.
       columns: features that must be there.
+      also: features to read beside these where they are there; None: all. Others of the record
+        (images, say) are not decoded.
 
     Raises:
       KeftError: a data set, version, split or feature that is not there, with those that are; one
@@ -54,11 +61,15 @@ def read_tfds(
     found = _find(path, data_dir(folder))
     leaves = {".".join(leaf.path): leaf for leaf in _leaves(found.features)}
     require_fields(columns, leaves, path, "feature")
+    features = found.features
+    if also is not None:
+        leaves = {name: leaf for name, leaf in leaves.items() if name in {*columns, *also}}
+        features = _only(features, {leaf.path[0] for leaf in leaves.values()})
     number = 0
     for shard in found.shards:
         for record in _read_shard(shard.filename, shard.examples_in_shard, path):
             number += 1
-            example = _parse(found.features, record, path)
+            example = _parse(features, record, path)
             yield number, {name: leaf.take(example) for name, leaf in leaves.items()}
 
 
@@ -113,9 +124,6 @@ def _find(path: str, root: Path) -> _Found:
     folder = versions[version] if version else there[name][-1]
     try:
         meta = json.loads((folder / "dataset_info.json").read_bytes())
-        classes = re.findall(
-            r'"pythonClassName":\s*"([^"]*)"', (folder / "features.json").read_text()
-        )
         formats = [meta.get("fileFormat", "tfrecord"), *meta.get("alternativeFileFormats", ())]
         splits = [str(entry["name"]) for entry in meta.get("splits", ())]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -132,20 +140,42 @@ def _find(path: str, root: Path) -> _Found:
             f"{path}: {folder} is in the format {' and '.join(formats)}, which needs TensorFlow; "
             f"prepare it in {READABLE}: tfds build {name} --file_format={READABLE} --overwrite"
         )
-    # TFDS imports the module of a feature that it does not know: none but its own.
-    strange = [c for c in classes if not c.startswith("tensorflow_datasets.core.features.")]
-    if strange:
-        raise KeftError(
-            f"{path}: {folder / 'features.json'}: a feature of the kind {strange[0]}, which TFDS "
-            "does not have itself; prepare it with TFDS's own features"
-        )
     import tensorflow_datasets as tfds
 
     try:
+        # TFDS imports the module of a feature that it does not know: none but its own.
+        strange = [kind for kind in _kinds(folder) if not kind.startswith(OWN)]
+        if strange:
+            raise KeftError(
+                f"{path}: {folder}: a feature of the kind {strange[0]!r}, which is not TFDS's own; "
+                "prepare it with TFDS's features, by a TFDS of today"
+            )
         info = tfds.builder_from_directory(folder, file_format=READABLE).info
         return _Found(info.features, info.splits[split].file_instructions)
-    except Exception as error:  # TFDS and protobuf raise anything at a damaged features.json
+    except KeftError:
+        raise
+    except Exception as error:  # TFDS and protobuf raise anything at a damaged description
         raise _damaged(folder, error) from error
+
+
+def _kinds(folder: Path) -> Iterator[str]:
+    """The classes of all features, in both files where TFDS looks for them, read as it reads them:
+    protobuf's JSON has more than one spelling of a name."""
+    from google.protobuf import json_format
+    from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
+
+    features, info = feature_pb2.Feature(), dataset_info_pb2.DatasetInfo()
+    json_format.Parse((folder / "features.json").read_bytes(), features)
+    json_format.Parse((folder / "dataset_info.json").read_bytes(), info)
+    waiting = [features, *([info.features] if info.HasField("features") else [])]
+    while waiting:
+        feature = waiting.pop()
+        yield feature.python_class_name
+        if feature.HasField("json_feature"):
+            yield "jsonFeature"  # may hold features of an old form; none of TFDS's own is one now
+        waiting += feature.features_dict.features.values()
+        if feature.HasField("sequence"):
+            waiting.append(feature.sequence.feature)
 
 
 def _damaged(folder: Path, error: Exception) -> KeftError:
@@ -211,6 +241,15 @@ def _leaves(feature: Any, path: tuple[str, ...] = ()) -> Iterator[_Leaf]:
     else:
         named = isinstance(feature, tfds.features.ClassLabel) and feature.names
         yield _Leaf(path, tuple(feature.names) if named else ())
+
+
+def _only(features: Any, names: Collection[str]) -> Any:
+    """The features of these names at the top."""
+    import tensorflow_datasets as tfds
+
+    if type(features) is not tfds.features.FeaturesDict:
+        return features
+    return tfds.features.FeaturesDict({n: f for n, f in features.items() if n in names})
 
 
 def _plain(value: Any, classes: Sequence[str]) -> Any:
