@@ -1,8 +1,10 @@
 """TFDS data sets, prepared and read back without TensorFlow; what is not there is told."""
 
+import contextlib
 import dataclasses
 import gzip
 import json
+import os
 import random
 import shutil
 import sys
@@ -15,7 +17,7 @@ import tiny
 
 from keft_jax import cli
 from keft_jax.config import DataConfig, EvalConfig, FusionConfig, KeftError, OptimConfig
-from keft_jax.data import quickstart
+from keft_jax.data import quickstart, tfds_builders
 from keft_jax.data.source import read_examples
 from keft_jax.data.tfds import prepared, read_tfds
 from keft_jax.data.tfds_builders import TableForm, prepare
@@ -354,6 +356,27 @@ def test_a_broken_source_leaves_what_was_there(copy, tmp_path):
     (copy / "dataset_info.json").write_text(json.dumps(meta | {"moduleName": "theirs"}))
     with pytest.raises(KeftError, match="keft did not make"):
         prepare("tiny", [str(good)], folder=str(root))
+
+
+@pytest.mark.parametrize("moves", range(3))
+def test_a_kill_leaves_the_old_set_or_the_new_one(tmp_path, monkeypatch, moves):
+    target, made, done = tmp_path / "set/1.0.0", tmp_path / "made", iter(range(moves))
+    for folder in (target, made):
+        folder.mkdir(parents=True)
+        (folder / folder.name).touch()
+
+    def move(*paths, really=os.rename):
+        if next(done, None) is None:
+            raise SystemExit("killed")
+        really(*paths)
+
+    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(os, "rename", move)
+        patch.setattr(tfds_builders, "_recover", lambda target: None)
+        tfds_builders._put(made, target)
+    tfds_builders._recover(target)  # by the next call
+    assert [p.name for p in target.parent.iterdir()] == ["1.0.0"]
+    assert [p.name for p in target.iterdir()] == ["made" if moves == 2 else "1.0.0"]
 
 
 def test_the_command_prepares(tmp_path, monkeypatch, capsys):

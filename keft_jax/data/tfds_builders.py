@@ -133,6 +133,7 @@ def prepare(
         raise KeftError(f"{name}: no name of a data set; use a-z, 0-9 and _, a letter first")
     root = data_dir(folder)
     target = root / name / VERSION
+    _recover(target)
     if target.exists() and not _is_ours(target):
         raise KeftError(f"{target}: a data set that keft did not make; use another name")
     try:
@@ -155,23 +156,34 @@ def prepare(
         made = temp / name / VERSION
         for file in graph:
             shutil.copy(file, made / file.name)
-        _put(made, target, temp / "old")
+        _put(made, target)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return target, builder.reports
 
 
-def _put(made: Path, target: Path, old: Path) -> None:
+def _put(made: Path, target: Path) -> None:
+    """The old set stands aside until the new one is in its place, and `_recover` finds it there."""
+    aside = _aside(target)
     target.parent.mkdir(exist_ok=True)
-    if not target.exists():
-        os.rename(made, target)
-        return
-    os.rename(target, old)
+    if target.exists():
+        os.rename(target, aside)
     try:
         os.rename(made, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
+    finally:
+        _recover(target)
+
+
+def _recover(target: Path) -> None:
+    """After `_put`, finished or killed at any moment: one set is there, nothing beside it."""
+    aside = _aside(target)
+    if not target.exists() and aside.exists():
+        os.rename(aside, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def _is_ours(target: Path) -> bool:
