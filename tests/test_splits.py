@@ -9,6 +9,7 @@ import pytest
 from keft_jax.config import DataConfig, KeftError
 from keft_jax.data.source import Example
 from keft_jax.data.splits import HELD_OUT, read_splits, set_aside, split_names
+from keft_jax.gain.audit import normalise
 
 
 def examples(sizes, prefix="topic"):
@@ -51,9 +52,16 @@ def test_the_order_of_the_file_changes_nothing():
 
 
 def test_equal_texts_stay_together_where_there_is_no_cluster():
-    found = [Example(i, f"text {i % 50}", pair=f"pair {i % 2}") for i in range(400)]
+    """Whatever their case and their spaces."""
+    forms = (str, str.upper, " {} ".format, lambda text: text.replace(" ", "  "))
+    found = [
+        Example(i, forms[i % 4](f"text {i % 50}"), pair=forms[i % 3](f"pair {i % 2}"))
+        for i in range(400)
+    ]
     parts = set_aside(found, {"select": 0.25, "test": 0.25})
-    texts = {name: {(e.text, e.pair) for e in part} for name, part in parts.items()}
+    texts = {
+        name: {(normalise(e.text), normalise(e.pair)) for e in part} for name, part in parts.items()
+    }
     assert not texts["select"] & texts["test"] and not texts["train"] & texts["select"]
     assert [len(parts[n]) for n in ("select", "test", "train")] == [104, 104, 192]
 

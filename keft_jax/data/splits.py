@@ -58,8 +58,9 @@ def read_splits(data: DataConfig, need: Sequence[str] = ()) -> Splits:
 
 def set_aside(examples: Sequence[Example], shares: dict[str, float]) -> dict[str, list[Example]]:
     """Whole clusters go to one part, in the order of their hash, until its share is reached; the
-    rest is "train". The order of the file changes nothing."""
-    names = [e.cluster or f"{e.text}\n{e.pair}" for e in examples]
+    rest is "train". Without a cluster, texts that differ by case and spaces alone stay together.
+    The order of the file changes nothing."""
+    names = [e.cluster or f"{_folded(e.text)}\n{_folded(e.pair)}" for e in examples]
     sizes = Counter(names)
     order = sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest())
     part_of, filled = {}, dict.fromkeys(shares, 0)
@@ -72,6 +73,10 @@ def set_aside(examples: Sequence[Example], shares: dict[str, float]) -> dict[str
     for name, example in zip(names, examples, strict=True):
         out[part_of[name]].append(example)
     return out
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def split_name(path: str) -> str:
