@@ -3,7 +3,7 @@
     OUT/config.json, model.safetensors     the text encoder, with its pooler or masked-LM head
     OUT/tokenizer.json, vocab.txt, ...     the tokenizer
     OUT/knowledge/parameters.safetensors   all other parameters, by path
-    OUT/knowledge/config.json, labels.json, tokenizer.json, kg/    as in a run's directory
+    OUT/knowledge/config.json, labels.json, tokenizer.json, vectors.npy, kg/    as in a run
 
 `keft_jax.load(OUT)` gives the trained model back, with the same parameters bit for bit.
 """

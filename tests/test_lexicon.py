@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from keft_jax.config import Config, DataConfig, FusionConfig, KeftError
+from keft_jax.config import (
+    Config,
+    DataConfig,
+    FusionConfig,
+    KeftError,
+    KnowledgeConfig,
+    TaskConfig,
+)
 from keft_jax.data import sst2
 from keft_jax.data.lexicon import (
     AFINN,
@@ -26,7 +33,7 @@ from keft_jax.data.lexicon import (
 from keft_jax.data.source import read_examples
 from keft_jax.kg.io import Report
 from keft_jax.kg.store import KG
-from keft_jax.train.parts import generate
+from keft_jax.train.parts import GENERATORS, generate
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared/data"
 
@@ -149,6 +156,7 @@ def sst2_config(source: Path, folder: Path) -> Config:
             test=(str(folder / "test.jsonl"),),
             text="sentence",
         ),
+        task=TaskConfig(kind="classification"),
         fusion=FusionConfig(kind="none"),
     )
 
@@ -193,6 +201,22 @@ def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(KeftError, match=r"dev.tsv.gz:2: 'no label'; write sentence<tab>0 or 1"):
         generate(sst2_config(bad, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_generator_runs_where_something_is_missing(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setitem(GENERATORS, "sst2", lambda data, folder: ran.append(folder))
+    config = sst2_config("", tmp_path)
+    config = replace(config, knowledge=KnowledgeConfig(kg=str(tmp_path / "kg")))
+    generate(config)
+    assert ran == [tmp_path]
+    for name in (config.data.train, config.data.select, *config.data.test):
+        Path(name).touch()
+    Path(config.knowledge.kg).mkdir()  # a graph that is built is a folder
+    generate(config)
+    elsewhere = replace(config.data, test=("tfds:other:test",))
+    generate(replace(config, data=elsewhere))
+    assert ran == [tmp_path]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the raw data is not at ../shared/data")

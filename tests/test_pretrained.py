@@ -31,7 +31,13 @@ from keft_jax.config import (
     TaskConfig,
 )
 from keft_jax.data.batch import Batch, MaskTarget
-from keft_jax.data.tokenize import encode, load_tokenizer, save_for_transformers, train_wordpiece
+from keft_jax.data.tokenize import (
+    encode,
+    load_tokenizer,
+    save_for_transformers,
+    save_tokenizer,
+    train_wordpiece,
+)
 from keft_jax.export import export, load_export
 from keft_jax.models.encoder import Encoder
 from keft_jax.models.functional import Model
@@ -39,8 +45,9 @@ from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.pretrained import flat, load_weights, locate, overlay, resolve, save_weights
 from keft_jax.train.checkpoint import save_params
 from keft_jax.train.loop import Trainer
-from keft_jax.train.parts import build, save_parts
+from keft_jax.train.parts import VECTORS, build, make_tokenizer, save_parts
 from keft_jax.train.run import load_run, train
+from keft_jax.train.workdir import refuse_other_run
 
 GOLDENS = Path(__file__).parent / "goldens"
 TRICKY = [
@@ -389,6 +396,20 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
         build(tiny.classification(tmp_path / "data", encoder=EncoderConfig(pretrained=str(path))))
 
 
+def test_a_given_tokenizer_numbers_its_pieces_as_the_folder_does(tmp_path):
+    path, given = small_bert.write(tmp_path / "bert"), tmp_path / "tokenizer.json"
+    base = tiny.classification(tmp_path, encoder=EncoderConfig(str(path)))
+    config = dataclasses.replace(base, data=dataclasses.replace(base.data, vocab=str(given)))
+    save_tokenizer(load_tokenizer(path), given)
+    make_tokenizer(config, [])
+    *rest, one, two = small_bert.VOCAB
+    (path / "vocab.txt").write_text("\n".join([*rest, two, one]))
+    with pytest.raises(KeftError, match=rf"data\.vocab = .*'{one}' is 68, and 69 in .*bert;"):
+        make_tokenizer(config, [])
+    (path / "vocab.txt").unlink()  # weights alone: nothing to compare with
+    make_tokenizer(config, [])
+
+
 def shallow(path, seed=0):
     """One layer: most of the time of these tests is compilation."""
     weights = {k: v for k, v in small_bert.tensors(seed).items() if "layer.1" not in k}
@@ -419,7 +440,9 @@ def fused(tmp_path_factory):
     root = tmp_path_factory.mktemp("fused")
     tiny.write_files(root / "data")
     path = small_bert.write(root / "bert")
-    parts, _ = build(tiny.classification(root / "data", encoder=EncoderConfig(str(path))))
+    base = tiny.classification(root / "data", encoder=EncoderConfig(str(path)))
+    knowledge = dataclasses.replace(base.knowledge, vectors="name")
+    parts, _ = build(dataclasses.replace(base, knowledge=knowledge))
     rng = np.random.default_rng(0)
     abstract = parts.model.abstract()
     params = jax.tree.map(lambda s: jax.numpy.asarray(rng.normal(0, 0.2, s.shape), "f"), abstract)
@@ -474,7 +497,8 @@ def test_export_and_back_is_exact(fused, tmp_path):
     out = tmp_path / "out"
     export(fused, out)
     parts, params = load_run(fused)
-    _, again = load_export(out)
+    there, again = load_export(out)
+    np.testing.assert_array_equal(there.knowledge.vectors, parts.knowledge.vectors)
     for path, leaf in flat(params).items():
         np.testing.assert_array_equal(flat(again)[path], leaf)
     texts = ["where does person3 live ?", "the town"]
@@ -492,7 +516,20 @@ def test_export_and_back_is_exact(fused, tmp_path):
     (out / "knowledge" / "parameters.safetensors").write_bytes(b"x")
     with pytest.raises(KeftError, match=r"parameters\.safetensors: cannot be read"):
         load_export(out)
+    vectors = out / "knowledge" / VECTORS
+    whole = vectors.read_bytes()
+    for content in (None, b"", b"x" * 99, whole[:-1], whole.replace(b"(30,", b"(29,")):
+        vectors.unlink(missing_ok=True) if content is None else vectors.write_bytes(content)
+        with pytest.raises(KeftError, match=r"vectors\.npy: "):
+            load_export(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_stopped_while_it_was_made_is_no_other_run(fused, tmp_path):
+    parts, _ = load_run(fused)
+    save_parts(parts, tmp_path)
+    (tmp_path / "config.json").unlink()  # written last
+    refuse_other_run(parts.config, tmp_path)
 
 
 def test_a_masked_lm_head_goes_out_and_in(folder, tmp_path):

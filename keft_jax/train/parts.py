@@ -17,6 +17,7 @@ from keft_jax.config import Config, DataConfig, KeftError, from_json, to_json
 from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
 from keft_jax.data.source import Example, read_examples
 from keft_jax.data.splits import Splits, read_splits
+from keft_jax.data.tfds import PREFIX
 from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
 from keft_jax.files import write_atomic
 from keft_jax.kg.io import build_kg
@@ -167,6 +168,8 @@ def make_tokenizer(config: Config, examples: Sequence[Example]) -> tokenizers.To
         texts = [text for e in examples for text in (e.text, e.pair) if text]
         return train_wordpiece(texts, config.data.vocab_size)
     tokenizer = load_tokenizer(given or locate(pretrained))
+    if given and pretrained:
+        _refuse_other_numbers(tokenizer, config)
     if pretrained:
         pieces, rows = tokenizer.get_vocab_size(), read_vocab_size(locate(pretrained))
         if pieces > rows:
@@ -177,13 +180,30 @@ def make_tokenizer(config: Config, examples: Sequence[Example]) -> tokenizers.To
     return tokenizer
 
 
+def _refuse_other_numbers(tokenizer: tokenizers.Tokenizer, config: Config) -> None:
+    """Raises KeftError where a piece has another number than in the pre-trained folder, whose word
+    table it would then read at another word's row."""
+    folder = locate(config.encoder.pretrained)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return  # weights alone
+    theirs = load_tokenizer(folder)
+    for piece, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        there = theirs.token_to_id(piece)
+        if there != number:
+            raise KeftError(
+                f"data.vocab = {config.data.vocab!r}: its piece {piece!r} is {number}, and "
+                f"{'unknown' if there is None else there} in {folder}; leave data.vocab empty"
+            )
+
+
 def generate(config: Config) -> None:
-    """Runs the config's generator where a file that it makes is missing."""
+    """Runs the config's generator where something that it makes is missing."""
     data = config.data
+    if not data.generator or data.train.startswith(PREFIX):
+        return
     files = [data.train, data.select, *data.test, config.knowledge.kg]
-    if data.train.startswith("tfds:"):
-        return  # made by `keft tfds`
-    if data.generator and not all(Path(f).is_file() for f in files if f):
+    made = [f for f in files if f and not f.startswith(PREFIX)]  # the rest is of `keft tfds`
+    if not all(Path(f).exists() for f in made):
         GENERATORS[data.generator](data, Path(data.train).parent)
 
 
@@ -224,8 +244,22 @@ def load_parts(folder: Path) -> Parts:
     labels = tuple(json.loads((folder / "labels.json").read_text()))
     vectors = None
     if config.knowledge.vectors != "none":
-        vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+        vectors = _load_vectors(folder / VECTORS, (kg.n_entities, config.encoder.width))
     return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), labels, vectors)
+
+
+def _load_vectors(file: Path, shape: tuple[int, int]) -> np.ndarray:
+    """f16[entities, d], left on the disk."""
+    try:
+        vectors = np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError) as error:
+        raise KeftError(f"{file}: cannot be read ({error}); train or export anew") from error
+    if vectors.shape != shape:
+        raise KeftError(
+            f"{file}: {vectors.shape} numbers where the graph and the encoder have {shape}; train "
+            "or export anew"
+        )
+    return vectors
 
 
 def load_run_config(folder: Path) -> Config:

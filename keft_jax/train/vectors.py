@@ -83,12 +83,14 @@ def _encode(
     model = Model(_Mean(config, vocab))
     params = load_weights(locate(config.encoder.pretrained), model.abstract())
     apply = jax.jit(model.apply)
-    tokens = encode(tokenizer, texts, None, min(LONGEST, config.encoder.max_length))
+    most = min(LONGEST, config.encoder.max_length)
+    tokens = encode(tokenizer, texts, None, most)
     out = []
     for start in range(0, len(texts), BATCH):  # sorted by length: few of them are padding
         part = range(start, min(start + BATCH, len(texts)))
         longest = max(tokens.lengths[part.start : part.stop])
-        ids = np.zeros((BATCH, 8 << int(np.ceil(np.log2(max(longest, 8) / 8)))), np.int32)
+        width = min(8 << int(np.ceil(np.log2(max(longest, 8) / 8))), most)
+        ids = np.zeros((BATCH, width), np.int32)
         for row, i in enumerate(part):
             ids[row, : len(tokens.ids[i])] = tokens.ids[i]
         lengths = np.zeros(BATCH, np.int32)

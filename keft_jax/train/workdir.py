@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from keft_jax.config import Config, KeftError, config_hash
-from keft_jax.train.parts import load_run_config
+from keft_jax.train.parts import VECTORS, load_run_config
 
 FREE = ("checkpoint.", "mesh.", "gain.", "eval.batch", "name")
 """Fields, or sections, that may change when a run is resumed: none changes what is computed, but
 for rounding on another mesh."""
-OWN = ("tokenizer.json", "labels.json", "inputs.json", "kg")
+OWN = ("tokenizer.json", "labels.json", "inputs.json", "kg", VECTORS)
 """What may stand in a directory without config.json: a run stopped while it was being made."""
 
 
