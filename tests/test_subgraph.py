@@ -180,3 +180,6 @@ def test_survival_counts_answers():
     told = survival(got, [{kg.id("b"), kg.id("c"), kg.id("x")}, {kg.id("y")}], kg, 1)
     assert told["near"] == 0.75 and told["survived"] == pytest.approx(2 / 3)
     assert told["examples_with_answer"] == 1 and told["examples_cut"] == 0.5
+    assert told["reached"] == pytest.approx(told["near"] * told["survived"])
+    told = survival(got, [{kg.id("x")}, {kg.id("a"), -1}], kg, 1)  # nothing for a budget to keep
+    assert told["near"] == told["reached"] == 0 and np.isnan(told["survived"])

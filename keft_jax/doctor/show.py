@@ -95,7 +95,7 @@ def _table(
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for split, values in splits.items():
-        shares = [f"{values[name]:.0%}" for name in names]
+        shares = ["–" if values[name] is None else f"{values[name]:.0%}" for name in names]
         table.add_row(Text(split), f"{sizes.get(split, 0):,}", *shares)
     console.print(table)
 

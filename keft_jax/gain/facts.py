@@ -119,6 +119,8 @@ def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
         return [(path, "yes" if value else "no")]
     if isinstance(value, float):
         return [(path, f"{value:,.3f}")]
+    if value is None:
+        return [(path, "–")]
     return [(path, f"{value:,}" if isinstance(value, int) else str(value))]
 
 

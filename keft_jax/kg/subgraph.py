@@ -16,6 +16,7 @@ example counts as cut.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -322,7 +323,8 @@ def survival(
     answers: entity ids of each example; ids outside the graph count as not in it. Gives counts of
     `examples` and `answers`, and the shares `in_graph` (of answers), `near` (of those in the graph,
     the ones within `hops` of a mention), `survived` (of those near, the ones that the budget left
-    in the subgraph), `examples_with_answer` (at least one survived) and `examples_cut`.
+    in the subgraph; NaN where none is near), `reached` (of those in the graph, the ones in the
+    subgraph: near x survived), `examples_with_answer` (at least one survived) and `examples_cut`.
     """
     b = len(subgraphs.entity)
     if len(answers) != b:
@@ -347,7 +349,8 @@ def survival(
         "answers": len(ids),
         "in_graph": float(known.sum() / max(len(ids), 1)),
         "near": float(near.sum() / max(known.sum(), 1)),
-        "survived": float(held.sum() / near.sum()) if near.any() else 1.0,
+        "survived": float(held.sum() / near.sum()) if near.any() else math.nan,
+        "reached": float(held.sum() / max(known.sum(), 1)),
         "examples_with_answer": len(np.unique(row[held])) / max(b, 1),
         "examples_cut": float(subgraphs.cut.mean()) if b else 0.0,
     }

@@ -76,10 +76,11 @@ def introduce(
     drawn = config.data.draw or covers["examples"]
     reach = ""
     if "answers_near" in covers:
+        kept = covers["answers_kept"]
         reach = (
             f"; {covers['answers_in_graph']:.1%} of answers in the graph, "
             f"{covers['answers_near']:.1%} of those near a mention, "
-            f"{covers['answers_kept']:.1%} of these kept by the budget"
+            f"{'–' if kept is None else f'{kept:.1%}'} of these kept by the budget"
         )
     lines = [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,9 @@ def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
     linked: texts with a linked entity; cut: subgraphs that a budget cut; truncated: number of texts
     longer than the last bucket. For questions also answers_in_graph (of all answers), answers_near
     (of those in the graph, the ones within knowledge.hops of a mention), answers_kept (of those
-    near, the ones that the budget left in the subgraph) and examples_reached (with an answer in the
-    subgraph).
+    near, the ones that the budget left in the subgraph; None where none is near), answers_reached
+    (of those in the graph, the ones in the subgraph: near x kept) and examples_reached (with an
+    answer in the subgraph).
     """
     count = max(len(dataset), 1)
     out: dict[str, Any] = {
@@ -41,7 +43,8 @@ def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
     return out | {
         "answers_in_graph": found["in_graph"],
         "answers_near": found["near"],
-        "answers_kept": found["survived"],
+        "answers_kept": None if math.isnan(found["survived"]) else found["survived"],
+        "answers_reached": found["reached"],
         "examples_reached": found["examples_with_answer"],
     }
 
