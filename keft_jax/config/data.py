@@ -52,7 +52,7 @@ class DataConfig:
     """Reported splits, each named by its file; scored only after everything is chosen."""
     select_share: float = 0.0
     """Where `select` is empty: the share of the training examples set aside for it, by whole
-    clusters (without the field `cluster`: equal texts together)."""
+    clusters (without the field `cluster`: texts equal but for case and spaces together)."""
     test_share: float = 0.0
     """Where `test` is empty: the share set aside to be reported, likewise."""
     tfds_dir: str = ""
@@ -136,11 +136,12 @@ class KnowledgeConfig:
     """The knowledge graph, and which part of it the model is given."""
 
     kg: str = ""
-    """A folder from `keft kg build`, or a TSV/CSV of head, relation, tail. Empty: no graph."""
+    """A folder from `keft kg build`, or a file of head, relation, tail: TSV, CSV or TXT (as TSV),
+    .gz too, or Parquet. Empty: no graph."""
     aliases: str = ""
-    """Two-column TSV (entity, other name), where kg is a TSV."""
+    """Two-column TSV (entity, other name), where kg is a file."""
     descriptions: str = ""
-    """Two-column TSV (entity, description), where kg is a TSV."""
+    """Two-column TSV (entity, description), where kg is a file."""
     row: Row = "true"
     """Which row of the gain table this run is; `true` is the knowledge, the rest are controls."""
     link: Literal["string", "given"] = "string"
