@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -140,16 +141,24 @@ def config_stem(spec: str) -> str:
 
 def run_main(main: Callable[[], int]) -> int:
     """Runs a command: a KeftError becomes one line on stderr and its exit code, and leaving by
-    control-C is no error message either."""
+    control-C, or by a reader of the output that has enough (`keft ... | head`), is no error message
+    either."""
     keep_freed_memory()
     try:
-        return main()
-    except KeftError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        try:
+            return main()
+        except KeftError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues", file=sys.stderr)
+            return 130
+        finally:
+            sys.stdout.flush()  # a reader that is gone shows here, not at the interpreter's end
+    except BrokenPipeError:
+        # What is left in the buffer goes nowhere: https://docs.python.org/3/library/signal.html
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _underscored(word: str) -> str:

@@ -3,6 +3,8 @@ is not 0; nothing half-written."""
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +258,22 @@ def test_config_files(command, tmp_path, capsys, content, words):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and (str(file) in line or "optim.steps" in line)
     assert words in line
+
+
+@pytest.mark.parametrize("output", ["print('x' * 100)", "print('x' * 100_000)", "sys.exit()"])
+def test_a_reader_that_leaves_is_no_error(output):
+    """By the first write or at the end, after --help too (which leaves by SystemExit)."""
+    script = (
+        "import sys; from keft_jax.options import run_main\n"
+        f"def main():\n    print('a')\n    {output}\n    return 0\n"
+        "sys.exit(run_main(main))"
+    )
+    end, start = os.pipe()
+    os.close(end)
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, cwd=ROOT, stdout=start, stderr=subprocess.PIPE)
+    os.close(start)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_no_config_and_help(command, capsys, files, tmp_path):
