@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from keft_jax.config import MeshConfig
+from keft_jax.config import KeftError, MeshConfig
 from keft_jax.data.batch import Batch, Names
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.plan import eval_batches
@@ -82,6 +82,11 @@ class Predictor:
         )
         if not examples:
             return []
+        if not self._own.task.choices:
+            raise KeftError(
+                f"task.kind = {self._own.config.task.kind!r}: has no answers to give; `keft "
+                "evaluate` scores it, `keft export` writes a folder that transformers loads"
+            )
         evaluator, top = self._on(kg)
         dataset, parts = self._dataset(evaluator.parts, examples), evaluator.parts
         out: list[dict[str, Any]] = [{} for _ in examples]

@@ -7,7 +7,7 @@ import pytest
 
 from keft_jax.config import KeftError
 from keft_jax.kg import KG, build_kg
-from keft_jax.kg.controls import _kinds, _permutation, rewire, shuffle_entities
+from keft_jax.kg.controls import _kinds, permute_entities, rewire, shuffle_entities
 
 
 def world(rng, cities=200, countries=20):
@@ -27,7 +27,7 @@ def triples(kg):
 
 def permutation(kg, seed, linkable=None):
     able = np.ones(kg.n_entities, bool) if linkable is None else linkable
-    return _permutation(kg, np.random.default_rng(seed), able)
+    return permute_entities(kg, seed, able)
 
 
 @pytest.mark.parametrize("seed", range(3))

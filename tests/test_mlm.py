@@ -17,6 +17,7 @@ from keft_jax.models.functional import Model
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.run import train
+from keft_jax.train.step import make_eval_step
 
 WORDS = train_wordpiece(["alpha beta gamma delta epsilon zeta"] * 3, 200)
 
@@ -95,6 +96,25 @@ def test_the_head_reads_the_predicted_positions_alone():
     real = toy.SIZES.pieces
     np.testing.assert_allclose(output.logits[..., :real], taken[..., :real], rtol=2e-4, atol=2e-4)
     assert (np.asarray(output.logits[..., real:]) <= -1e8).all()
+
+
+def test_one_probability_for_each_text_whatever_its_length():
+    c = toy.config(task=TaskConfig(kind="mlm"))
+    batch, task = toy.batch(), MaskedLM(WORDS, 0.2)
+    batch.targets["mlm"] = TextTarget(weight=np.ones(16, np.float32))
+    step = make_eval_step(toy.model(c), task)
+    rows = jax.eval_shape(step, toy.trained(c), {"names": toy.names()}, batch)
+    assert all(value.shape == (16,) for value in rows.values())
+
+
+def test_an_accumulated_part_has_the_masks_of_the_whole():
+    c = toy.config(task=TaskConfig(kind="mlm"))  # without dropout
+    batch, task, params = toy.batch(), MaskedLM(WORDS, 0.15), toy.trained(c)
+    batch.targets["mlm"] = TextTarget(weight=np.ones(16, np.float32))
+    objective = Objective(toy.model(c), make_terms(c.objective, task, None))
+    totals, frozen, key = objective.totals(batch), {"names": toy.names()}, jax.random.key(5)
+    loss = jax.jit(lambda p, b, part: objective(p, frozen, b, totals, key, part)[0])
+    assert float(loss(params, batch, 0)) == float(loss(params, batch, 3))
 
 
 def test_the_term_leaves_the_task_alone():

@@ -52,6 +52,18 @@ class Config:
             "the task itself is masked language modelling; leave the term out",
         )
         check(
+            self.task.kind != "mlm" or self.objective.distill.weight == 0,
+            "objective.distill.weight",
+            self.objective.distill.weight,
+            "a teacher's masked language modelling is not distilled; set it to 0",
+        )
+        check(
+            self.task.kind != "kgqa" or bool(self.knowledge.kg),
+            "knowledge.kg",
+            self.knowledge.kg,
+            "kgqa answers with entities of a graph; name one",
+        )
+        check(
             self.knowledge.vectors == "none" or bool(self.encoder.pretrained),
             "knowledge.vectors",
             self.knowledge.vectors,

@@ -19,7 +19,7 @@ from keft_jax.config import KeftError, KnowledgeConfig
 from keft_jax.data.batch import Batch, Mentions, Names, take
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import encode
-from keft_jax.kg.controls import rewire, shuffle_entities
+from keft_jax.kg.controls import permute_entities, rewire, shuffle_entities
 from keft_jax.kg.linking.string import Mention, StringLinker
 from keft_jax.kg.store import KG
 from keft_jax.kg.subgraph import Budget, Subgraphs, extract
@@ -34,20 +34,35 @@ class RowSpec:
     neighbours: bool = True
     edges: bool = True
     relations: bool = True
-    descriptions: bool = True  # entities' own, or in a seeded row another's
+    described: Callable[[KG, int], np.ndarray] | None = None  # whose description each entity has,
+    # drawn by a seed; -1: nobody's. None: its own
 
     @property
     def seeded(self) -> bool:
         return self.kg is not None
 
 
+def _nobody(kg: KG, seed: int) -> np.ndarray:
+    del seed
+    return np.full(kg.n_entities, -1)
+
+
+def _moved(kg: KG, seed: int) -> np.ndarray:
+    """Descriptions go with the facts."""
+    return np.argsort(permute_entities(kg, seed, np.ones(kg.n_entities, bool)))
+
+
+def _anybody(kg: KG, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(kg.n_entities)
+
+
 ROWS: dict[str, RowSpec] = {
-    "none": RowSpec(mentions=False),
-    "dictionary": RowSpec(neighbours=False, edges=False, descriptions=False),
+    "none": RowSpec(mentions=False, described=_nobody),
+    "dictionary": RowSpec(neighbours=False, edges=False, described=_nobody),
     "candidates": RowSpec(edges=False),
     "untyped": RowSpec(relations=False),
-    "shuffled": RowSpec(kg=shuffle_entities),
-    "random": RowSpec(kg=rewire),
+    "shuffled": RowSpec(kg=shuffle_entities, described=_moved),
+    "random": RowSpec(kg=rewire, described=_anybody),
     "true": RowSpec(),
 }
 
@@ -126,6 +141,7 @@ class Knowledge:
         )
         self._relations = vocabulary.relations_of(kg)
         self._drawn: tuple[tuple[str, int], KG] | None = None
+        self._described: tuple[tuple[str, int], np.ndarray] | None = None
 
     def link(self, examples: Sequence[Example]) -> list[list[Mention]]:
         """Mentions given in the data are taken as they are; else names are looked for."""
@@ -189,17 +205,17 @@ class Knowledge:
 
     def describe(self, entity_bn: np.ndarray, row: str, seed: int) -> dict[str, np.ndarray]:
         """What a row tells of each node itself (-1: padding): pieces i32[b, n, p] of its name, and
-        its vector f16[b, n, d]. A description is knowledge, and in the seeded rows another
-        entity's; a name stays."""
+        its vector f16[b, n, d]. A description is knowledge, which the controls have not; a name
+        stays."""
         out = {"pieces": self._pieces[entity_bn]}
         if self.vectors is None:
             return out
-        told, of = entity_bn >= 0, entity_bn
-        if self.config.vectors == "description":
-            if ROWS[row].seeded:
-                of = np.random.default_rng(seed).permutation(self.kg.n_entities)[entity_bn]
-            told = told & ROWS[row].descriptions
-        out["vector"] = np.where(told[..., None], self.vectors[of], np.float16(0))
+        of, draw = entity_bn, ROWS[row].described
+        if draw is not None and self.config.vectors == "description":
+            if self._described is None or self._described[0] != (row, seed):
+                self._described = (row, seed), np.append(draw(self.kg, seed), -1)
+            of = self._described[1][entity_bn]
+        out["vector"] = np.where((of >= 0)[..., None], self.vectors[of], np.float16(0))
         return out
 
 

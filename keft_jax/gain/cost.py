@@ -8,23 +8,32 @@ import time
 import jax
 import numpy as np
 
-from keft_jax.config import FusionConfig
+from keft_jax.config import DistillConfig, FusionConfig, GroupConfig
 from keft_jax.data.features import Dataset
 from keft_jax.data.plan import BatchPlan
+from keft_jax.models.functional import paths
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts, assemble
 
 
 def without_graph(parts: Parts) -> Parts:
-    """The same model, task and data without the graph network."""
+    """The same model, task and data without the graph network and without a teacher."""
     config = parts.config
-    groups = tuple(g for g in config.optim.groups if "encoder" in g.match)
-    plain = dataclasses.replace(
-        config,
-        fusion=FusionConfig(kind="none"),
-        optim=dataclasses.replace(config.optim, groups=groups),
-    )
-    return assemble(plain, parts.knowledge.kg, parts.knowledge.vocabulary, parts.labels)
+
+    def without(groups: tuple[GroupConfig, ...]) -> Parts:
+        plain = dataclasses.replace(
+            config,
+            fusion=FusionConfig(kind="none"),
+            optim=dataclasses.replace(config.optim, groups=groups),
+            objective=dataclasses.replace(config.objective, distill=DistillConfig()),
+        )
+        ours = parts.knowledge
+        return assemble(plain, ours.kg, ours.vocabulary, parts.labels, ours.vectors)
+
+    # The groups of parameters that it has, in their order.
+    there = jax.tree.leaves(paths(without(()).model.abstract()))
+    groups = [g for g in config.optim.groups if any(g.match in path for path in there)]
+    return without(tuple(groups))
 
 
 def measure_cost(trainer: Trainer, train: Dataset, steps: int = 20) -> float | None:

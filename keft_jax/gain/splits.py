@@ -11,6 +11,7 @@ from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.source import Example
 from keft_jax.gain.audit import Audited, audit
 from keft_jax.gain.cells import Split
+from keft_jax.gain.lookup import Questions
 from keft_jax.gain.rows import JUDGED
 from keft_jax.kg.subgraph import Subgraphs
 from keft_jax.train.coverage import fingerprint
@@ -34,8 +35,10 @@ def given(dataset: Dataset, parts: Parts) -> Dataset:
 
 
 def make_split(name: str, dataset: Dataset, parts: Parts) -> Split:
-    """Slices: covered by the graph or not, frequent or rare entities (by degree), edges between a
-    mention and its nearest answer, and the values of the fields in `data.slices`."""
+    """Slices: covered by the graph or not, frequent or rare entities (by degree); of questions also
+    those with a right answer in reach, those where some relation leads to right answers alone
+    (unambiguous), and the edges between a mention and its nearest answer; and the values of the
+    fields in `data.slices`."""
     examples = dataset.examples
     covered = dataset.seeds[:, 0] >= 0
     degree = np.append(parts.knowledge.kg.degrees, 0)[dataset.seeds].max(1)
@@ -44,6 +47,8 @@ def make_split(name: str, dataset: Dataset, parts: Parts) -> Split:
     masks |= {"frequent entity": frequent, "rare entity": covered & ~frequent}
     if parts.config.task.kind == "kgqa":
         far = hops_to_answer(_subgraphs(dataset, parts), _answers(dataset, parts))
+        best = Questions(dataset, parts.knowledge.kg, parts.config.knowledge.hops).oracle()
+        masks |= {"answer in reach": best > 0, "unambiguous": best == 1}
         for k in range(1, parts.config.knowledge.hops + 1):
             masks[f"{k} hop{'s' if k > 1 else ''}"] = far == k
     for i, field in enumerate(parts.config.data.slices):

@@ -28,12 +28,13 @@ def shuffle_entities(kg: KG, seed: int, linkable: np.ndarray | None = None) -> K
             f"linkable: shape {np.shape(linkable)}; give a bool for each of the "
             f"{kg.n_entities:,} entities"
         )
-    moved = _permutation(kg, np.random.default_rng(seed), np.asarray(linkable, bool))
+    moved = permute_entities(kg, seed, np.asarray(linkable, bool))
     return kg.replace_triples(moved[kg.heads], kg.rels, moved[kg.tails])
 
 
-def _permutation(kg: KG, rng: np.random.Generator, linkable: np.ndarray) -> np.ndarray:
-    size = kg.n_entities
+def permute_entities(kg: KG, seed: int, linkable: np.ndarray) -> np.ndarray:
+    """i64[E]: pi of `shuffle_entities`, the entity in whose place each one comes."""
+    size, rng = kg.n_entities, np.random.default_rng(seed)
     degree = np.ceil(np.log2(1 + kg.degrees)).astype(np.int64)  # less than 64
     kind, main = _kinds(kg)
     able = linkable.astype(np.int64)

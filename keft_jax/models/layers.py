@@ -87,7 +87,7 @@ def _mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def fold(key: jax.Array | None, number: int) -> jax.Array | None:
+def fold(key: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
     """A key of its own for part `number`; None (inference) stays None."""
     return None if key is None else jax.random.fold_in(key, number)
 

@@ -103,7 +103,10 @@ class Objective:
         batch: Batch,
         totals: dict[str, jax.Array],
         key: jax.Array | None,
+        part: jax.Array | int | None = None,
     ) -> tuple[jax.Array, Metrics]:
+        """part: number of an accumulated part of the batch. Its dropout is its own; what a task
+        draws for an example (`prepare`) is the same in whatever part that lies."""
         loss, metrics = jnp.zeros(()), {}
         seen: dict[str, tuple[Batch, Output]] = {}
         for term in self.terms:
@@ -112,7 +115,8 @@ class Objective:
                 # Randomness of its own, so that a further term does not shift another's dropout.
                 own_key = key if not seen else fold(key, crc32(name.encode()))
                 shown = term.view.prepare(batch, fold(own_key, crc32(b"prepare")))
-                output = self.model.apply(params, shown, frozen["names"], own_key, head=name)
+                drop = own_key if part is None or key is None else fold(own_key, part)
+                output = self.model.apply(params, shown, frozen["names"], drop, head=name)
                 seen[name] = shown, output
             shown, output = seen[name]
             own = term.loss(output, frozen, shown)

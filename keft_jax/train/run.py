@@ -240,6 +240,7 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
         ("list of entities", list(ours.entities), list(its.entities)),
         ("list of relations", ours.relations, its.relations),
         ("list of labels", parts.labels, teacher.labels),
+        ("knowledge.vectors", *(_vectors(p) for p in (parts, teacher))),
     ):
         if a != b:
             raise KeftError(
@@ -253,6 +254,12 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
             f"{longest}; shorten the bucket"
         )
     return teacher, params
+
+
+def _vectors(parts: Parts) -> tuple[str, str]:
+    vectors = parts.knowledge.vectors
+    content = b"" if vectors is None else np.ascontiguousarray(vectors).tobytes()
+    return parts.config.knowledge.vectors, hashlib.sha256(content).hexdigest()
 
 
 def identify(parts: Parts, params: Any) -> str:

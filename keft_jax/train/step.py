@@ -43,12 +43,12 @@ def make_train_step(
 
         def add(total: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, part = item
-            own = grad(params, frozen, part, totals, jax.random.fold_in(key, number))
+            own = grad(params, frozen, part, totals, key, number)
             return jax.tree.map(jnp.add, total, own), None
 
         parts = jax.tree.map(cut, batch)
         first = jax.tree.map(lambda x: x[0], parts)
-        zero = jax.eval_shape(lambda: grad(params, frozen, first, totals, key))
+        zero = jax.eval_shape(lambda: grad(params, frozen, first, totals, key, 0))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), zero)
         (grads, metrics), _ = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
         # Sums over parts are sums over the batch; weights were the whole batch's all along.
@@ -84,6 +84,7 @@ def make_eval_step(
         target = batch.targets[task.term]
         rows = task.score(output.logits, target)
         probability = jax.nn.softmax(output.logits).max(-1)
+        probability = probability.reshape(len(probability), -1).min(1)  # [b] or [b, t] predictions
         return rows | {"example": batch.example, "probability": probability}
 
     return eval_step
