@@ -45,7 +45,7 @@ def kg_build(argv: Sequence[str]) -> int:
         strict=own.strict,
     )
     kg.save(own.out)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     console.print(
         f"{own.out}: {kg.n_triples:,} triples, {kg.n_entities:,} entities, {kg.n_relations:,} "
         f"relations ({report.duplicates:,} duplicate and {report.malformed_lines:,} malformed "
@@ -86,7 +86,7 @@ def kg_info(argv: Sequence[str]) -> int:
             text = f"{value:,.2f}" if isinstance(value, float) else str(value)
             text = f"{value:,}" if isinstance(value, int) else text
         table.add_row(name.replace("_", " "), text)
-    Console(highlight=False).print(table)
+    Console(highlight=False, emoji=False).print(table)
     return 0
 
 
@@ -181,7 +181,7 @@ def export(argv: Sequence[str]) -> int:
     from keft_jax.export import export as write
 
     write(own.run, own.out)
-    Console(stderr=True, highlight=False).print(f"exported to {own.out}", markup=False)
+    Console(stderr=True, highlight=False, emoji=False).print(f"exported to {own.out}", markup=False)
     return 0
 
 
@@ -292,7 +292,7 @@ def init(argv: Sequence[str]) -> int:
         force=own.force,
     )
     load_config(str(made.out))
-    made_by.show(made, Console(highlight=False))
+    made_by.show(made, Console(highlight=False, emoji=False))
     return 0
 
 
@@ -317,7 +317,7 @@ def doctor(argv: Sequence[str]) -> int:
     from keft_jax.doctor import examine
     from keft_jax.doctor.show import show
 
-    told = Console(stderr=True, highlight=False)
+    told = Console(stderr=True, highlight=False, emoji=False)
     report = examine(
         own.config,
         seeds=own.seeds,
@@ -327,7 +327,7 @@ def doctor(argv: Sequence[str]) -> int:
     if own.json:
         print(json.dumps(report, default=float))
     else:
-        show(report, Console(highlight=False))
+        show(report, Console(highlight=False, emoji=False))
     return 0
 
 

@@ -181,7 +181,7 @@ def device_memory(steps: Steps) -> dict[str, float]:
 
 def show(out: dict[str, Any]) -> None:
     """The lines before the JSON."""
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
 
     def line(name: str, text: str) -> None:
         console.print(f"{name:<16}{text}", markup=False)

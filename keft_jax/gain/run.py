@@ -254,7 +254,7 @@ class GainRun:
 def run_gain(config: Config, workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
     """The whole of `keft gain`: cells, statistics, audit, summary.json, report.html, gain.png."""
     begin = time.perf_counter()
-    console = Console(quiet=quiet, highlight=False)
+    console = Console(quiet=quiet, highlight=False, emoji=False)
     table = GainRun(config, workdir, console.print)
     kg = table.parts.knowledge.kg
     console.print(
@@ -345,5 +345,5 @@ def merge_tables(folders: Sequence[Path], out: Path, *, quiet: bool = False) -> 
         if (folders[0] / name).is_file():
             write_atomic(out / name, (folders[0] / name).read_bytes())
     _write(out, summary, table.cells, folders[0], config)
-    print_table(summary, Console(quiet=quiet, highlight=False))
+    print_table(summary, Console(quiet=quiet, highlight=False, emoji=False))
     return summary

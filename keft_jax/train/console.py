@@ -101,7 +101,7 @@ def print_summary(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
     """The scores of each split, on stdout."""
     if quiet or not summary["scores"]:
         return
-    console = rich.console.Console()
+    console = rich.console.Console(emoji=False)
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width to keep to
     names = list(next(iter(summary["scores"].values())))

@@ -24,7 +24,7 @@ SHOWN, FACTS = 4, 6
 def dry_run(config: Config) -> dict[str, Any]:
     """Prints the resolved config, sizes, costs of a step and some examples; compiles the step and
     writes nothing (a generator in the config still makes the data files that are missing)."""
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
     parts, splits = build(config)
     config = parts.config
     teacher = load_teacher(parts)
