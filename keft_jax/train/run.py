@@ -60,7 +60,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     state is saved. Data and config are checked before anything is written. Raises KeftError.
     """
     folder = Path(workdir)
-    console = rich.console.Console(stderr=True, quiet=quiet)
+    console = rich.console.Console(stderr=True, quiet=quiet, emoji=False)
     config = resolve(config)
     refuse_other_run(config, folder)
     if (folder / "summary.json").is_file():
