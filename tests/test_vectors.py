@@ -59,6 +59,14 @@ def test_a_vector_is_the_mean_of_the_encoder(made):
         np.testing.assert_allclose(got, expected / np.linalg.norm(expected), atol=2e-3)
 
 
+def test_a_text_may_fill_the_position_table(made):
+    parts, _ = made
+    assert parts.config.encoder.max_length == 24  # between two of the lengths that are compiled
+    tokenizer, texts = parts.knowledge.vocabulary.tokenizer, ["person3 " * n for n in (22, 30)]
+    whole, cut = vectors._encode(parts.config, texts, tokenizer, 128)
+    np.testing.assert_array_equal(whole, cut)
+
+
 def test_only_known_texts_are_encoded_again(made, monkeypatch):
     parts, _ = made
     asked = []
