@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from keft_jax.config import GainConfig, KeftError, OptimConfig
+from keft_jax.data.tokenize import save_tokenizer, train_wordpiece
 from keft_jax.gain import run as gain_run
 from keft_jax.gain.cells import Cell, load_table
 from keft_jax.gain.run import merge_tables, run_gain
@@ -170,6 +171,25 @@ def test_another_config_is_refused(table, config):
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, weight_decay=0.5))
     with pytest.raises(KeftError, match=r"weight_decay = 0\.01, this one has 0\.5"):
         run_gain(other, table[0], quiet=True)
+
+
+def test_another_tokenizer_is_refused(config, tmp_path):
+    file, folder = tmp_path / "tokenizer.json", tmp_path / "table"
+    given = dataclasses.replace(config, data=dataclasses.replace(config.data, vocab=str(file)))
+
+    def claim(words):
+        save_tokenizer(train_wordpiece([words], 128), file)
+        gain_run.GainRun(given, folder, str)._claim()
+        return json.loads((folder / "manifest.json").read_text())
+
+    manifest = claim("where is it")
+    assert claim("where is it") == manifest
+    with pytest.raises(KeftError, match=r"data_hash\.vocabulary = "):
+        claim("where is she")
+    # A table of before it was kept goes on.
+    del manifest["data_hash"]["vocabulary"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert claim("where is she") == manifest
 
 
 def test_tables_merge(table, config, tmp_path):

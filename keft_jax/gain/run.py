@@ -42,7 +42,7 @@ from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build
-from keft_jax.train.run import load_teacher
+from keft_jax.train.run import digest, load_teacher
 
 
 class GainRun:
@@ -130,6 +130,8 @@ class GainRun:
         }
         if (self.workdir / "manifest.json").is_file():
             there = json.loads((self.workdir / "manifest.json").read_text("utf-8"))
+            if "vocabulary" not in there["data_hash"]:  # begun before it was kept
+                manifest["data_hash"].pop("vocabulary", None)
             old, new = table_config(there), table_config(manifest)
             old, new = ({k.removeprefix("config."): v for k, v in x.items()} for x in (old, new))
             old, new = table_config(old), table_config(new)
@@ -147,6 +149,9 @@ class GainRun:
         sets = {"train": self.train, "select": self.select, **self.tests}
         out = {name: fingerprint(dataset.examples) for name, dataset in sets.items()}
         start = start_digest(self.config)
+        if start or self.config.data.vocab:  # else it follows from the training text
+            tokenizer = self.parts.knowledge.vocabulary.tokenizer
+            out = {"vocabulary": digest(tokenizer.to_str())} | out
         return out | ({"encoder.pretrained": start} if start else {})
 
     def _rates(self, row: str, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
