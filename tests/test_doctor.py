@@ -3,17 +3,20 @@
 import io
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 from rich.console import Console
 
 from keft_jax.config import Config, FusionConfig, KeftError, TaskConfig
 from keft_jax.doctor import examine
-from keft_jax.doctor.expect import judge
+from keft_jax.doctor.expect import expect, judge
 from keft_jax.doctor.show import show
 from keft_jax.init import init
 from keft_jax.options import load_config
+from keft_jax.train.parts import build
 
 
 @pytest.fixture
@@ -52,6 +55,33 @@ def test_verdicts(words, kg, kind, why):
     json.dumps(report, default=float)
 
 
+def test_leaks_are_looked_for_among_all_training_examples(words, monkeypatch):
+    monkeypatch.setattr("keft_jax.doctor.MAX_TRAIN", 30)
+    init("helps.tsv", "text.tsv", "own.py")
+    head, *lines = (words / "text.tsv").read_text().split("\n")
+    for name, some in (("select", lines[40:]), ("test", lines[-20:])):
+        (words / f"{name}.tsv").write_text("\n".join([head, *some]))
+    files = {"select": "select.tsv", "test": ("test.tsv",), "select_share": 0, "test_share": 0}
+    config = load_config("own.py")
+    config = replace(config, data=replace(config.data, **files))
+    report = examine(config, seeds=1, cost=False, say=lambda text: None)
+    assert report["sampled"] == ["30 of 120 examples of train"]
+    for check in ("shared texts", "shared topics", "near duplicates"):
+        assert report["leaks"][f"{check}/test"]["value"] == 1.0, check
+    assert report["leaks"]["selection"]["verdict"] == "leak"
+
+
+def test_the_majority_is_a_control(words):
+    init("helps.tsv", "text.tsv", "own.py")
+    parts, splits = build(load_config("own.py"))
+    noise = np.where(np.random.default_rng(0).random(120) < 0.7, "good", "bad").tolist()
+    both = [*splits.train, *splits.select, *splits.tests["held_out"]]
+    both = [replace(e, id=n, label=noise[n]) for n, e in enumerate(both)]
+    found = expect(parts, parts.dataset(both[:60]), parts.dataset(both[60:]), seeds=5)
+    assert found["rival"] == "majority"
+    assert judge(found, 1.0)["kind"] != "expect a gain"
+
+
 def test_questions_have_a_ceiling_and_a_cost(tmp_path):
     tiny.write_files(tmp_path)
     report = examine(tiny.config(tmp_path), seeds=2, say=lambda text: None)
@@ -71,6 +101,7 @@ def test_questions_have_a_ceiling_and_a_cost(tmp_path):
         ((0.05, 0.02, 0.08), 0.9, "none", "expect a gain", r"\+5.0 points \[\+2.0, \+8.0\]"),
         ((0.005, -0.001, 0.01), 0.03, "none", "expect little", "covers 3% of the texts"),
         ((0.0, -0.01, 0.01), 0.9, "shuffled", "expect little", "the shuffled graph gives as well"),
+        ((0.0, -0.01, 0.01), 0.9, "majority", "expect little", "the majority gives as well"),
         ((0.0, -0.01, 0.01), 0.9, "none", "expect little", "say nothing of the labels"),
         ((0.02, -0.02, 0.06), 0.9, "none", "cannot tell", "would tell"),
     ],
@@ -92,6 +123,6 @@ def test_judgement(gain, linked, rival, kind, why):
 def test_nothing_to_look_at():
 
     with pytest.raises(KeftError, match="there is no graph"):
-        examine(Config(fusion=FusionConfig(kind="none")))
+        examine(Config(task=TaskConfig(kind="classification"), fusion=FusionConfig(kind="none")))
     with pytest.raises(KeftError, match="has no labels"):
         examine(Config(task=TaskConfig(kind="mlm"), fusion=FusionConfig(kind="none")))

@@ -126,12 +126,12 @@ def test_drawn_examples_claim_no_more_than_is_known(table, runner, tmp_path):
 
 
 def test_selection_on_a_reported_split_is_seen_by_its_examples(runner, config):
-    lines = [
-        runner.parts.dataset(runner.select.examples[i:] + runner.select.examples[:i])
-        for i in (0, 3)
-    ]
-    tests = {"select": runner.tests["test"], "other": lines[1]}
-    leaks = audit_splits(runner.parts, runner.train, lines[0], tests)
+    train, select = runner.train.examples, runner.select.examples
+    tests = {
+        "select": runner.tests["test"],
+        "other": runner.parts.dataset(select[3:] + select[:3]),
+    }
+    leaks = audit_splits(runner.parts, train, select, tests)
     assert leaks["selection"]["verdict"] == "leak"
     assert "examples of other, which" in leaks["selection"]["note"]
     given_vocabulary = dataclasses.replace(
@@ -140,7 +140,7 @@ def test_selection_on_a_reported_split_is_seen_by_its_examples(runner, config):
             config, data=dataclasses.replace(config.data, vocab="tokenizer.json")
         ),
     )
-    leaks = audit_splits(given_vocabulary, runner.train, runner.select, runner.tests)
+    leaks = audit_splits(given_vocabulary, train, select, runner.tests)
     assert leaks["vocabulary"]["verdict"] == "not applicable"
     assert leaks["selection"]["verdict"] == "ok"
 

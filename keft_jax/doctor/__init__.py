@@ -20,13 +20,16 @@ from keft_jax.doctor.expect import expect, judge
 from keft_jax.gain.lookup import Questions, ceilings, subset
 from keft_jax.gain.splits import audit_splits, given
 from keft_jax.kg.describe import describe
+from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.coverage import cover
 from keft_jax.train.dry_run import compile_step, measure
 from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
+from keft_jax.train.run import load_teacher
 
 MAX_TRAIN, MAX_OTHER = 4_000, 1_500
-"""Examples that are looked at; more are sampled, and that is said."""
+"""Examples that are looked at; more are sampled, and that is said. Leaks are looked for among all
+training examples: a sample of them finds few of the texts and topics that two splits share."""
 _HELD_OUT = 0.33  # of those, to judge the probes by
 _LISTED = 5
 _STEPS = 5  # timed
@@ -68,10 +71,12 @@ def examine(
         "examples": {name: len(part) for name, part in splits if part},
         "coverage": {name: cover(given(d, parts), parts) for name, d in known.items()},
         "linking": look_at_links(train, parts),
-        "leaks": audit_splits(parts, train, select, tests),
+        "leaks": audit_splits(parts, splits.train, splits.select, tests),
     }
     # The reported splits stay unseen: what is expected is judged on a part of the others.
-    pool = set_aside([*train.examples, *select.examples], {"judged": _HELD_OUT})
+    # The examples of two files are numbered alike.
+    both = [replace(e, id=n) for n, e in enumerate([*train.examples, *select.examples])]
+    pool = set_aside(both, {"judged": _HELD_OUT})
     if not pool["judged"] or not pool["train"]:
         raise KeftError(f"{config.data.train}: too few examples to set some aside; give more")
     learnt, judged = parts.dataset(pool["train"]), parts.dataset(pool["judged"][:MAX_OTHER])
@@ -128,12 +133,15 @@ def look_at_cost(parts: Parts, train: Dataset, selected: int) -> Report:
     """Seconds of a step (the median of a few), of a run and of the gain table, and memory."""
     config = parts.config
     begin = time.perf_counter()
-    trainer = Trainer(parts)
+    trainer = Trainer(parts, load_teacher(parts))
     length, indices = make_plan(_all_of(config), train, config.seed).batch(0)
     batch = train.batch(length, indices)
     compiled = compile_step(trainer, batch)
     compile_s = time.perf_counter() - begin
-    state, frozen, put = trainer.fresh(0), trainer.frozen(), trainer.put(batch)
+    # A step takes as long from zeros, and what draws parameters as long to compile as a step.
+    abstract = abstract_like(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings)
+    state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), abstract)
+    frozen, put = trainer.frozen(), trainer.put(batch)
     times = []
     for _ in range(_STEPS):
         start = time.perf_counter()

@@ -37,7 +37,7 @@ _PROBES = {
     LINEAR_KNOWLEDGE: "true",
 }
 NAMES = {
-    "majority": "majority",
+    MAJORITY: "the majority",
     "none": "text alone",
     "dictionary": "text + which entities are linked",
     "candidates": "text + any neighbour",
@@ -56,7 +56,8 @@ def expect(parts: Parts, train: Dataset, other: Dataset, seeds: int) -> dict[str
     cells = make(parts, train, other, draw, seeds, metric)
     clusters = np.array([e.cluster or str(e.id) for e in other.examples])
     split = Split(SPLIT, clusters, np.array([e.pattern for e in other.examples]))
-    controls = [row for row in REFERENCES if any(cell.row == row for cell in cells)]
+    made = {cell.row for cell in cells}
+    controls = [row for row in (*REFERENCES, MAJORITY) if row in made]
     task = parts.config.task.kind
     table = summarise(cells, [split], metric, task=task, draws=_DRAWS, reference_rows=controls)
     rival = min(controls, key=lambda row: _low(table["versus"][row]))
@@ -145,7 +146,8 @@ def judge(found: dict[str, Any], linked: float) -> dict[str, str]:
     if linked < 0.1:
         why = f"the graph covers {linked:.0%} of the texts"
     elif (over_text["interval"] or (-1.0,))[0] > 0 and found["rival"] != "none":
-        why = f"what it gains over text alone ({_points(over_text)}) {rival[7:]} gives as well"
+        same = rival.removeprefix("text + ")
+        why = f"what it gains over text alone ({_points(over_text)}) {same} gives as well"
     else:
         why = f"{linked:.0%} of the texts name an entity, but its facts say nothing of the labels"
     return _verdict("expect little", f"{why}; a linear model gains {points}")

@@ -292,7 +292,9 @@ def _finish(table: GainRun, begin: float) -> dict[str, Any]:
     if config.task.kind == "kgqa":
         plan = make_plan(config, table.train, config.seed)
         summary["ceiling"] = measure_ceilings(table.parts, table.train, plan.examples, table.tests)
-    summary["leaks"] = audit_splits(table.parts, table.train, table.select, table.tests)
+    summary["leaks"] = audit_splits(
+        table.parts, table.train.examples, table.select.examples, table.tests
+    )
     summary["step_time_ratio"] = measure_cost(table.trainer, given(table.train, table.parts))
     summary["compilations"] = table.trainer.compilations
     summary["seconds"] = round(time.perf_counter() - begin, 1)
