@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from keft_jax.config import Config, FusionConfig, KeftError
+from keft_jax.config import Config, FusionConfig, KeftError, KnowledgeConfig
 from keft_jax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -89,7 +89,8 @@ def take_config(argv: Sequence[str]) -> tuple[str, Config, list[str]]:
     if spec:
         return spec, load_config(spec), rest
     if {"--help", "-h"} & set(argv):
-        return "", Config(fusion=FusionConfig(kind="none")), rest
+        shown = Config(knowledge=KnowledgeConfig(kg="FILE"), fusion=FusionConfig(kind="none"))
+        return "", shown, rest
     raise KeftError("--config: missing; give one, for example --config configs/quickstart.py")
 
 
