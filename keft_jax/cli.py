@@ -250,7 +250,7 @@ def bench(argv: Sequence[str]) -> int:
 @dataclass(frozen=True)
 class Init:
     """Writes a config for a graph and a text file of one's own, and says what it assumed and why.
-    The options below --out name columns that were guessed wrong."""
+    The options from --text-column on name columns that were guessed wrong."""
 
     kg: str
     """The graph: a file that `keft kg build` reads, or a folder that it made."""
@@ -262,6 +262,8 @@ class Init:
     """Two-column TSV: entity, other name."""
     pretrained: str = ""
     """Folder of a pre-trained encoder to start from."""
+    tfds_dir: str = ""
+    """Folder of prepared TFDS data sets. Empty: TFDS's own."""
     text_column: str = ""
     label: str = ""
     """Column with the class of each text."""
@@ -288,6 +290,7 @@ def init(argv: Sequence[str]) -> int:
         own.out,
         aliases=own.aliases,
         pretrained=own.pretrained,
+        tfds_dir=own.tfds_dir,
         told={role: column for role, column in told.items() if column},
         force=own.force,
     )

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from keft_jax.config import KeftError
+from keft_jax.data.source import read_examples
+from keft_jax.data.tfds_builders import prepare
 from keft_jax.init import init
 from keft_jax.options import load_config
 
@@ -85,6 +87,30 @@ def test_a_table_without_a_header(folder):
     init("kg.tsv", "text.tsv", "own.py")
     data = load_config("own.py").data
     assert (data.text, data.label) == ("1", "2")
+
+
+def test_what_the_graph_leaves_out_is_said(folder):
+    facts = (folder / "kg.tsv").read_text()
+    (folder / "bad.tsv").write_text("\n".join([facts, "one", "a\t\tb", "x\ty", "z"]))
+    made = init("bad.tsv", write(folder, rows(order, team)), "own.py")
+    told = said(made, "malformed")
+    first = facts.count("\n") + 2
+    assert told.value == "4 lines" and told.why.startswith(f"left out: bad.tsv:{first}: 1 field")
+    assert told.why.endswith(", ...")
+    whole = init("kg.tsv", "text.jsonl", "own.py", force=True)
+    assert not [g for g in whole.guesses if g.what == "malformed"]
+
+
+def test_a_prepared_data_set_in_a_folder_of_its_own(folder):
+    write(folder, rows(order, team))
+    (folder / "text.jsonl").rename(folder / "train.jsonl")
+    prepare("orders", ["train.jsonl"], folder="prepared")
+    made = init("kg.tsv", "tfds:orders:train", "own.py", tfds_dir="prepared")
+    data = load_config("own.py").data
+    assert (data.tfds_dir, data.text, data.label) == ("prepared", "order", "team")
+    assert made.columns.records == len(read_examples(data.train, data, need=("label",))) == 30
+    with pytest.raises(KeftError, match=r"--tfds-dir prepared: train\.jsonl is not tfds:"):
+        init("kg.tsv", "train.jsonl", "own.py", tfds_dir="prepared", force=True)
 
 
 def test_marked_tokens(folder):

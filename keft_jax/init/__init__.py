@@ -15,10 +15,10 @@ from keft_jax.init.budgets import measure_sizes
 from keft_jax.init.columns import Columns, Guess, exists, guess_columns
 from keft_jax.init.template import render
 from keft_jax.kg.disk import is_graph
-from keft_jax.kg.io import build_kg
+from keft_jax.kg.io import Report, build_kg
 from keft_jax.kg.store import KG
 
-MAX_ENTITIES = 200_000  # of a graph whose entities are all scored
+_SHOWN = 3  # malformed lines of the graph
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ def init(
     *,
     aliases: str = "",
     pretrained: str = "",
+    tfds_dir: str = "",
     told: dict[str, str] | None = None,
     force: bool = False,
 ) -> Made:
     """Writes a config to `out`. `told`: columns that the user names (text, label, answers, entity,
-    cluster). Raises KeftError where a file is not there, or nothing can be asked of the text."""
+    cluster); `tfds_dir`: folder of prepared TFDS data sets. Raises KeftError where a file is not
+    there, or nothing can be asked of the text."""
     target = Path(out)
     if target.suffix != ".py":
         raise KeftError(f"--out {out}: a config is a Python file; end its name in .py")
@@ -49,17 +51,20 @@ def init(
         raise KeftError(f"--out {out}: exists; name another file, or overwrite it with --force")
     if not exists(text):
         raise KeftError(f"--text {text}: no such file")
-    graph = read_graph(kg, aliases)
+    graph, report = read_graph(kg, aliases)
     others = {*graph.alias_table()[0]}
     columns = guess_columns(
-        text, lambda name: graph.find(name) is not None or name in others, told or {}
+        text, lambda name: graph.find(name) is not None or name in others, told or {}, tfds_dir
     )
     kgqa = columns.task == "kgqa"
-    if kgqa and graph.n_entities > MAX_ENTITIES:
-        raise KeftError(
-            f"--kg {kg}: {graph.n_entities:,} entities, and questions score at most "
-            f"{MAX_ENTITIES:,}; give a smaller graph, or ask for a label with --label"
-        )
+    if kgqa:
+        from keft_jax.train.parts import MAX_ENTITIES
+
+        if graph.n_entities > MAX_ENTITIES:
+            raise KeftError(
+                f"--kg {kg}: {graph.n_entities:,} entities, and questions score at most "
+                f"{MAX_ENTITIES:,}; give a smaller graph, or ask for a label with --label"
+            )
     examples = read_examples(
         text,
         DataConfig(**columns.fields),
@@ -77,20 +82,28 @@ def init(
     write_atomic(target, page.encode())
     size = f"{graph.n_entities:,} entities, {graph.n_relations:,} relations, "
     first = [Guess("graph", kg, size + f"{graph.n_triples:,} facts")]
+    if report.malformed_lines:
+        first.append(Guess("malformed", f"{report.malformed_lines:,} lines", _list(report)))
     whole = "" if columns.whole else f"; columns are told from the first {columns.records:,}"
     first += [Guess("examples", f"{len(examples):,}", f"in {text}{whole}")]
     return Made(target, columns, first + columns.guesses + said)
 
 
-def read_graph(kg: str, aliases: str = "") -> KG:
-    """A folder of ours, or a file of triples."""
+def read_graph(kg: str, aliases: str = "") -> tuple[KG, Report]:
+    """A folder of ours, or a file of triples and what was left out of it."""
     if Path(kg).is_dir():
         if not is_graph(Path(kg)):
             raise KeftError(f"--kg {kg}: a folder, but no graph; give a file of triples in it")
         if aliases:
             raise KeftError(f"--aliases {aliases}: the folder {kg} has its own; leave it out")
-        return KG.load(kg)
-    return build_kg([kg], aliases=aliases or None)[0]
+        return KG.load(kg), Report()
+    return build_kg([kg], aliases=aliases or None)
+
+
+def _list(report: Report) -> str:
+    shown = [f"{file}:{line}: {why}" for file, line, why in report.malformed[:_SHOWN]]
+    more = ", ..." if report.malformed_lines > len(shown) else ""
+    return f"left out: {', '.join(shown)}{more}"
 
 
 def show(made: Made, console: Console) -> None:

@@ -68,13 +68,13 @@ class Columns:
         return any(self.fields.get(f) for f in ("entity", "brackets", "spans", "token_spans"))
 
 
-def read_sample(path: str) -> tuple[list[Record], bool]:
+def read_sample(path: str, tfds_dir: str) -> tuple[list[Record], bool]:
     """(the first MOST records, whether columns are numbers for want of a header row)."""
-    first = list(itertools.islice(_records(path, "1"), 1)) if _is_table(path) else []
-    records = list(itertools.islice(_records(path, "text"), MOST))
+    first = list(itertools.islice(_records(path, "1", tfds_dir), 1)) if _is_table(path) else []
+    records = list(itertools.islice(_records(path, "text", tfds_dir), MOST))
     numbered = bool(first) and _has_no_header(list(first[0].values()), records)
     if numbered:
-        records = list(itertools.islice(_records(path, "1"), MOST))
+        records = list(itertools.islice(_records(path, "1", tfds_dir), MOST))
     if not records:
         raise KeftError(f"{path}: holds no record; give a file with one a line")
     return records, numbered
@@ -84,10 +84,10 @@ def _is_table(path: str) -> bool:
     return path.removesuffix(".gz").lower().endswith((".tsv", ".csv"))
 
 
-def _records(path: str, text: str) -> Iterator[Record]:
+def _records(path: str, text: str, tfds_dir: str) -> Iterator[Record]:
     report = SourceReport(path=path)
     if path.startswith(PREFIX):
-        yield from (record for _, record in read_tfds(path, ""))
+        yield from (record for _, record in read_tfds(path, tfds_dir))
     else:
         yield from (record for _, record in read_records(path, report, text=text))
 
@@ -106,18 +106,22 @@ def guess_columns(
     path: str,
     known: Callable[[str], bool],
     told: dict[str, str],
+    tfds_dir: str = "",
 ) -> Columns:
     """`known`: whether a string is a name of the graph. `told`: what the user says (text, label,
     answers, entity, cluster -> column). Raises KeftError where a column is not there, or nothing
     can be asked."""
-    records, numbered = read_sample(path)
+    if tfds_dir and not path.startswith(PREFIX):
+        raise KeftError(f"--tfds-dir {tfds_dir}: {path} is not {PREFIX}NAME:SPLIT; leave it out")
+    records, numbered = read_sample(path, tfds_dir)
     names = list(dict.fromkeys(name for r in records[:1000] for name in r))
     for role, name in told.items():
         if name not in names:
             raise KeftError(f"--{role} {name}: no such column (there are: {', '.join(names)})")
     whole = len(records) < MOST
     look = _Look(records, names, known, told)
-    made = Columns("", {"text": look.text}, (), len(records), whole, look.guesses)
+    fields = {"tfds_dir": tfds_dir} if tfds_dir else {}
+    made = Columns("", fields | {"text": look.text}, (), len(records), whole, look.guesses)
     if numbered:
         look.say("header", "none", "the first row is like the others; columns are numbered")
     look.mentions(made.fields)
