@@ -26,10 +26,10 @@ def draw_examples(
     most: int,
 ) -> list[Drawn]:
     """Examples that the knowledge won (without `plain`: got right), of different patterns first,
-    and up to two that it did not. `params` are those of the cell `true`."""
+    and up to two that it did not; `most` together. `params` are those of the cell `true`."""
     right = true.metrics[split][metric] > 0.5
     other = np.zeros(len(right), bool) if plain is None else plain.metrics[split][metric] > 0.5
-    missed = _spread(np.flatnonzero(~right), dataset)[:2]
+    missed = _spread(np.flatnonzero(~right), dataset)[: min(2, most // 2)]
     won = _spread(np.flatnonzero(right & ~other), dataset)[: most - len(missed)]
     note = "right with the knowledge" + (", wrong without" if plain is not None else "")
     chosen = [(i, note) for i in won]

@@ -132,9 +132,10 @@ class GainRun:
             there = json.loads((self.workdir / "manifest.json").read_text("utf-8"))
             if "vocabulary" not in there["data_hash"]:  # begun before it was kept
                 manifest["data_hash"].pop("vocabulary", None)
-            old, new = table_config(there), table_config(manifest)
-            old, new = ({k.removeprefix("config."): v for k, v in x.items()} for x in (old, new))
-            old, new = table_config(old), table_config(new)
+            old, new = (
+                table_config({**m, "config": {}}) | table_config(m["config"])
+                for m in (there, manifest)
+            )
             for key in sorted(old.keys() | new.keys()):
                 if old.get(key) != new.get(key):
                     raise KeftError(
