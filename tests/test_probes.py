@@ -7,7 +7,14 @@ import pytest
 
 from keft_jax.config import Config, DataConfig, FusionConfig, KnowledgeConfig, TaskConfig
 from keft_jax.data.source import Example
-from keft_jax.gain.lookup import LOOK_UP, NEIGHBOUR, ORACLE, list_options, measure_ceilings
+from keft_jax.gain.lookup import (
+    LOOK_UP,
+    NEIGHBOUR,
+    ORACLE,
+    Questions,
+    list_options,
+    measure_ceilings,
+)
 from keft_jax.gain.probes import Probes, fit_probe, read_text
 from keft_jax.gain.rows import LINEAR, LINEAR_DICTIONARY, LINEAR_KNOWLEDGE, LINEAR_SHUFFLED
 from keft_jax.kg.store import KG
@@ -95,6 +102,21 @@ def test_walks_and_where_they_end():
     assert list_options(kg, [a], 1) == {(r,): {b, e}}
     assert list_options(kg, [a], 2) == {(r,): {b, e}, (r, s): {c}, (r, r + 2): {d}}
     assert list_options(kg, [c], 2) == {(s + 2,): {b}, (s + 2, r + 2): {a, d}}
+
+
+def test_the_best_walk_may_be_a_long_one(tmp_path):
+    facts = [("ann", "met", f"{n} men") for n in (3, 4, 5, 6)] + [("3 men", "like", "tea")]
+    (tmp_path / "kg.tsv").write_text("\n".join(map("\t".join, facts)))
+    (tmp_path / "t.jsonl").write_text(json.dumps({"question": "ann", "answers": ["3 men", "tea"]}))
+    for hops, best in ((1, 0.25), (2, 1.0)):
+        config = Config(
+            data=DataConfig(train=f"{tmp_path}/t.jsonl", vocab_size=64),
+            knowledge=KnowledgeConfig(kg=f"{tmp_path}/kg.tsv", hops=hops),
+            fusion=FusionConfig(kind="cross_attention"),
+        )
+        parts, splits = build(config)
+        asked = Questions(parts.dataset(splits.train), parts.knowledge.kg, hops)
+        assert asked.oracle().tolist() == [best]
 
 
 def test_ceilings_of_questions(tmp_path):

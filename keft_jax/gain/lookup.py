@@ -89,15 +89,12 @@ class Questions:
         return len(candidates & self.right[i]) / max(1, len(candidates))
 
     def oracle(self) -> np.ndarray:
-        """float[n]: with the best walk known, of the shortest length that leads to an answer."""
-        best = np.zeros(len(self))
-        for i, options in enumerate(self.options):
-            for steps in sorted({len(walk) for walk in options}):
-                some = (self.share(v, i) for walk, v in options.items() if len(walk) == steps)
-                best[i] = max(some)
-                if best[i]:
-                    break
-        return best
+        """float[n]: with the best walk known, of any length."""
+        shares = (
+            (self.share(ends, i) for ends in options.values())
+            for i, options in enumerate(self.options)
+        )
+        return np.array([max(some, default=0.0) for some in shares])
 
     def neighbour(self) -> np.ndarray:
         """float[n]: a fair pick among all neighbours."""
@@ -119,13 +116,15 @@ class Questions:
         return np.array([float(said in e.answers) for said, e in pairs])
 
 
-def ceilings(questions: Questions) -> dict[str, Any]:
+def ceilings(questions: Questions, learnt: Questions | None = None) -> dict[str, Any]:
     """{"examples": {part: number}, "rows": {ORACLE: {part: share}, NEIGHBOUR: ...}} over all
-    questions, those with an answer in reach (covered), and those where a relation gives right
-    answers alone (unambiguous)."""
+    questions, those with an answer in reach (covered), and those where a walk leads to right
+    answers alone (unambiguous). With questions to learn from, also what a guessed walk reaches."""
     oracle = questions.oracle()
     parts = {"all": oracle >= 0, "covered": oracle > 0, "unambiguous": oracle == 1}
     rows = {ORACLE: oracle, NEIGHBOUR: questions.neighbour()}
+    if learnt is not None:
+        rows[LOOK_UP] = look_up(learnt, questions)
     return {
         "examples": {part: int(mask.sum()) for part, mask in parts.items()},
         "rows": {name: average(values, parts) for name, values in rows.items()},
@@ -143,15 +142,7 @@ def measure_ceilings(
     training examples `drawn`."""
     kg, hops = parts.knowledge.kg, parts.config.knowledge.hops
     learnt = Questions(subset(train, _spread(drawn)), kg, hops)
-    out = {}
-    for name, dataset in tests.items():
-        asked = Questions(dataset, kg, hops)
-        found = ceilings(asked)
-        oracle = asked.oracle()
-        masks = {"all": oracle >= 0, "covered": oracle > 0, "unambiguous": oracle == 1}
-        found["rows"][LOOK_UP] = average(look_up(learnt, asked), masks)
-        out[name] = found
-    return out
+    return {name: ceilings(Questions(d, kg, hops), learnt) for name, d in tests.items()}
 
 
 def look_up(train: Questions, asked: Questions) -> np.ndarray:
