@@ -11,6 +11,7 @@ from keft_jax.config import GainConfig, KeftError, OptimConfig
 from keft_jax.data.tokenize import save_tokenizer, train_wordpiece
 from keft_jax.gain import run as gain_run
 from keft_jax.gain.cells import Cell, load_table
+from keft_jax.gain.draw import draw_examples
 from keft_jax.gain.run import merge_tables, run_gain
 from keft_jax.gain.splits import audit_splits, given
 from keft_jax.train.loop import NotFiniteError
@@ -123,6 +124,12 @@ def test_drawn_examples_claim_no_more_than_is_known(table, runner, tmp_path):
     notes = {d["note"] for d in drawn}
     assert notes <= {"right with the knowledge", "wrong with the knowledge"}
     assert ("right with the knowledge" in notes) == right.any()
+
+
+def test_no_example_is_drawn_unasked(table, runner):
+    true = Cell.load(table[0] / "cells" / "true-0.npz")
+    given = runner.trainer, None, runner.tests["test"], "test", "hits@1", true, true
+    assert draw_examples(*given, most=0) == []
 
 
 def test_selection_on_a_reported_split_is_seen_by_its_examples(runner, config):
