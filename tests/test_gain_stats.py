@@ -21,7 +21,7 @@ from keft_jax.gain.verdict import judge
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 
-CONFIG = Config(fusion=FusionConfig(kind="none"))
+CONFIG = Config(task=TaskConfig(kind="classification"), fusion=FusionConfig(kind="none"))
 
 
 def make_split(n, clusters=None, name="test", **slices):

@@ -228,7 +228,7 @@ def test_the_folder_gives_the_sizes(folder):
     assert (encoder.layers, encoder.width, encoder.heads, encoder.mlp) == (2, 16, 2, 32)
     assert (encoder.max_length, encoder.norm_eps, encoder.dropout) == (24, 1e-3, 0.0)
     assert resolve(on(folder)) == on(folder)
-    plain = Config(fusion=FusionConfig(kind="none"))
+    plain = Config(task=TaskConfig(kind="classification"), fusion=FusionConfig(kind="none"))
     assert resolve(plain) is plain
     with pytest.raises(KeftError, match=r"fusion\.layers.*layers 0 to 1"):
         on(
