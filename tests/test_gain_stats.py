@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from keft_jax.config import ROWS, Config, FusionConfig, KeftError
+from keft_jax.config import ROWS, Config, FusionConfig, KeftError, TaskConfig
 from keft_jax.gain import audit as audits
 from keft_jax.gain.baselines import char_ngram, fit_char_ngram, majority_per_pattern, score_single
 from keft_jax.gain.bootstrap import MAX_GROUPS, Estimate, group_clusters
