@@ -100,7 +100,8 @@ def audit_splits(
         ),
         [look(name, dataset) for name, dataset in tests.items()],
         task=parts.config.task.kind,
-        selected_on=parts.config.data.select,
+        selected_on=parts.config.data.select
+        or f"{parts.config.data.select_share:.0%} of {parts.config.data.train}",
         reused=[name for name, d in tests.items() if _share_seen(d, select) >= REUSED],
         vocab_from_test=None if parts.config.data.vocab else False,
         linker_from_test=False,
