@@ -2,6 +2,8 @@
 
 keft gain --config configs/metaqa.py:../shared/data/kgqa/metaqa
 python train.py --config configs/metaqa.py:../shared/data/kgqa/metaqa
+
+hits@1 of three seeds: 94.1 of a ceiling of 94.5, without the graph 4.7 (docs/results.md).
 """
 
 from keft_jax.config import (
