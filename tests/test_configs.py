@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import itertools
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,15 @@ SCORED = 60  # test examples
 
 
 def cut_metaqa(folder: Path) -> Path:
-    """Its graph and some of its questions."""
+    """Some of its facts and questions."""
     raw = RAW / "kgqa/metaqa"
     if not raw.is_dir():
         pytest.skip(f"the raw data that the recipe reads is not at {raw}")
-    shutil.copy(raw / "kg.tsv.gz", folder)
-    for name, count in (("1hop-train", 20 * SCORED), ("1hop-valid", SCORED)):
-        with gzip.open(raw / f"{name}.jsonl.gz", "rb") as whole:
+    parts = {"kg.tsv": 20_000, "1hop-train.jsonl": 20 * SCORED, "1hop-valid.jsonl": SCORED}
+    for name, count in parts.items():
+        with gzip.open(raw / f"{name}.gz", "rb") as whole:
             some = b"".join(itertools.islice(whole, count))
-        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(some))
+        (folder / f"{name}.gz").write_bytes(gzip.compress(some))
     return folder
 
 

@@ -334,7 +334,14 @@ def test_a_name_is_looked_up_locally_then_downloaded(folder, monkeypatch, caplog
         raise LocalEntryNotFoundError("Got: ConnectError: [Errno 111] refused\nmore lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    for path in ("./org/name", "/org/name", "org/name/deep", "name", "tests/nothing-here", "../x"):
+    for path in (
+        "./org/name",
+        "/org/name",
+        "org/name/deep",
+        "name",
+        "tests/nothing-here",
+        "../nothing-here",
+    ):
         with pytest.raises(KeftError, match="no such folder"):
             locate(path)
     assert not calls  # what looks like a path is never asked for
