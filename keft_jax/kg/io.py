@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
@@ -17,9 +17,9 @@ from keft_jax.parquet import is_parquet, open_parquet
 
 LONGEST_LINE = 1 << 20  # bytes
 _KEPT = 20  # malformed lines that a report lists; all are counted
-_TRIPLE = ("head", "relation", "tail")
-_HEADERS = {
-    _TRIPLE,
+TRIPLE = ("head", "relation", "tail")
+HEADERS = {
+    TRIPLE,
     ("subject", "predicate", "object"),
     ("subject", "relation", "object"),
     ("source", "relation", "target"),
@@ -55,7 +55,7 @@ class Report:
 
 def read_triples(path: str | Path, *, strict: bool = False) -> tuple[list[Triple], Report]:
     """Triples of a file (head, relation, tail): `.csv`, `.parquet` (columns of these names or the
-    others of `_HEADERS`, else the first three), TSV by any other name; text may be `.gz`.
+    others of `HEADERS`, else the first three), TSV by any other name; text may be `.gz`.
 
     A malformed line (not three non-empty fields, not UTF-8, longer than 1 MiB, NUL bytes) is
     counted and listed; with `strict` the first one is a KeftError with file:line. KeftError too
@@ -63,7 +63,7 @@ def read_triples(path: str | Path, *, strict: bool = False) -> tuple[list[Triple
     and fields lose the spaces around them.
     """
     report = Report()
-    rows = list(_read_rows(Path(path), _TRIPLE, strict, report))
+    rows = list(_read_rows(Path(path), TRIPLE, strict, report))
     return cast("list[Triple]", rows), report
 
 
@@ -81,7 +81,7 @@ def build_kg(
     report = Report()
     triples: list[Triple] = []
     for source in sources:
-        rows = _read_rows(Path(source), _TRIPLE, strict, report)
+        rows = _read_rows(Path(source), TRIPLE, strict, report)
         triples += cast("Iterator[Triple]", rows)
     if not report.files:
         raise KeftError("sources: none given; name one or more files of triples")
@@ -115,24 +115,31 @@ def _read_rows(
             raise KeftError(f"{path}:{number}: {reason}; put it right, or leave out --strict")
         first_bad = first_bad or f"line {number}: {reason}"
         report.reject(path, number, reason)
-    shape = ("," if _is_csv(path) else "<tab>").join(columns)
-    if report.lines == lines_before:
-        raise KeftError(f"{path}: empty; write {shape} on each line")
     if not rows:
-        what = f"no line is {shape} ({first_bad or 'only a header'})"
-        remedy = "; names of two columns belong in --aliases" if len(columns) == 3 else ""
-        raise KeftError(f"{path}: {what}; write {len(columns)} fields on each line{remedy}")
+        hint = "; names of two columns belong in --aliases" if len(columns) == 3 else ""
+        raise no_rows(path, columns, report.lines > lines_before, first_bad, hint)
+
+
+def no_rows(
+    path: Path, columns: tuple[str, ...], lines: bool, first_bad: str, hint: str = ""
+) -> KeftError:
+    """What to say of a file without a row; `lines`: whether it has any that is not blank."""
+    shape = ("," if is_csv(path) else "<tab>").join(columns)
+    if not lines:
+        return KeftError(f"{path}: empty; write {shape} on each line")
+    what = f"no line is {shape} ({first_bad or 'only a header'})"
+    return KeftError(f"{path}: {what}; write {len(columns)} fields on each line{hint}")
 
 
 def _text_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[Fields]:
-    comma = _is_csv(path)
-    with _open(path) as file:
+    comma = is_csv(path)
+    with open_text(path) as file:
         for number, raw in _lines(file, path):
             if not raw.strip():
                 continue
             report.lines += 1
-            fields, reason = _split(raw, comma, len(columns))
-            header = number == 1 and comma and tuple(f.lower() for f in fields) in _HEADERS
+            fields, reason = split_line(raw, comma, len(columns))
+            header = number == 1 and comma and tuple(f.lower() for f in fields) in HEADERS
             if header and not reason:
                 report.headers += 1
             else:
@@ -142,12 +149,7 @@ def _text_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterat
 def _parquet_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[Fields]:
     _require_file(path)
     with open_parquet(path) as (names, rows):
-        known = (header for header in (columns, *_HEADERS) if set(header) <= set(names))
-        chosen = next((h for h in known if len(h) == len(columns)), names[: len(columns)])
-        if len(chosen) < len(columns):
-            raise KeftError(
-                f"{path}: has the columns {', '.join(names) or 'none'}; give {', '.join(columns)}"
-            )
+        chosen = choose_columns(path, names, columns)
         for number, row in rows:
             report.lines += 1
             values = [row[name] for name in chosen]
@@ -159,11 +161,22 @@ def _parquet_fields(path: Path, columns: tuple[str, ...], report: Report) -> Ite
             yield number, fields, reason
 
 
-def _is_csv(path: Path) -> bool:
+def choose_columns(path: Path, names: Sequence[str], columns: tuple[str, ...]) -> Sequence[str]:
+    """Which columns of a Parquet file are meant: by name, else the first ones."""
+    known = (header for header in (columns, *HEADERS) if set(header) <= set(names))
+    chosen = next((h for h in known if len(h) == len(columns)), names[: len(columns)])
+    if len(chosen) < len(columns):
+        raise KeftError(
+            f"{path}: has the columns {', '.join(names) or 'none'}; give {', '.join(columns)}"
+        )
+    return chosen
+
+
+def is_csv(path: Path) -> bool:
     return path.name.removesuffix(".gz").lower().endswith(".csv")
 
 
-def _split(raw: bytes, comma: bool, width: int) -> tuple[list[str], str]:
+def split_line(raw: bytes, comma: bool, width: int) -> tuple[list[str], str]:
     """The fields of a line, and what is wrong with them ("": nothing)."""
     if len(raw) > LONGEST_LINE:
         return [], "longer than 1 MiB"
@@ -205,12 +218,15 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
             while not rest.endswith(b"\n") and len(rest) == LONGEST_LINE + 2:
                 rest = file.readline(LONGEST_LINE + 2)
             yield number, raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise KeftError(f"{path}: damaged gzip after line {number} ({error}); copy it again") from (
-            error
-        )
-    except OSError as error:
-        raise KeftError(f"{path}: cannot be read after line {number} ({error})") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise damaged(path, number, error) from error
+
+
+def damaged(path: Path, line: int, error: Exception) -> KeftError:
+    """What to say where reading broke off behind a line."""
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        return KeftError(f"{path}: cannot be read after line {line} ({error})")
+    return KeftError(f"{path}: damaged gzip after line {line} ({error}); copy it again")
 
 
 def _require_file(path: Path) -> None:
@@ -221,7 +237,7 @@ def _require_file(path: Path) -> None:
         raise KeftError(f"{path}: a folder, not a file of triples; {remedy}")
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_text(path: Path) -> IO[bytes]:
     """The bytes of a file, unpacked where it is .gz. KeftError where it cannot be text."""
     _require_file(path)
     try:
