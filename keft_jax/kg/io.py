@@ -134,7 +134,7 @@ def no_rows(
 def _text_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[Fields]:
     comma = is_csv(path)
     with open_text(path) as file:
-        for number, raw in _lines(file, path):
+        for number, raw in number_lines(file, path):
             if not raw.strip():
                 continue
             report.lines += 1
@@ -147,7 +147,7 @@ def _text_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterat
 
 
 def _parquet_fields(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[Fields]:
-    _require_file(path)
+    require_file(path)
     with open_parquet(path) as (names, rows):
         chosen = choose_columns(path, names, columns)
         for number, row in rows:
@@ -206,7 +206,7 @@ def split_line(raw: bytes, comma: bool, width: int) -> tuple[list[str], str]:
     return fields, ""
 
 
-def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+def number_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines; of one over the limit only the beginning, so that memory stays bounded."""
     number = 0
     try:
@@ -229,7 +229,7 @@ def damaged(path: Path, line: int, error: Exception) -> KeftError:
     return KeftError(f"{path}: damaged gzip after line {line} ({error}); copy it again")
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
     if not path.exists():
         raise KeftError(f"{path}: no such file; check the path")
     if path.is_dir():
@@ -239,7 +239,7 @@ def _require_file(path: Path) -> None:
 
 def open_text(path: Path) -> IO[bytes]:
     """The bytes of a file, unpacked where it is .gz. KeftError where it cannot be text."""
-    _require_file(path)
+    require_file(path)
     try:
         with path.open("rb") as file:
             magic = file.read(2)
