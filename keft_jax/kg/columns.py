@@ -298,7 +298,6 @@ def to_arrow(strings: Sequence[str]) -> Any:
     """An Arrow array of large strings; of packed names without reading them."""
     import pyarrow as pa
 
-    if not isinstance(strings, Names):
-        return pa.array(list(strings), pa.large_string())
-    buffers = (pa.py_buffer(np.ascontiguousarray(part)) for part in (strings.offsets, strings.data))
-    return pa.LargeStringArray.from_buffers(len(strings), *buffers)
+    names = strings if isinstance(strings, Names) else Names.of(strings)
+    buffers = (pa.py_buffer(np.ascontiguousarray(part)) for part in (names.offsets, names.data))
+    return pa.LargeStringArray.from_buffers(len(names), *buffers)

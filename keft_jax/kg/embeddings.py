@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from keft_jax.config import KeftError
@@ -118,8 +119,9 @@ def write_embeddings(folder: str | Path, embeddings: Embeddings) -> None:
         text = json.dumps({**content, "files": files}, indent=1, ensure_ascii=False)
         write_atomic(part / META, text + "\n")
         os.rename(part, out)  # an empty folder in the way is replaced
-    except OSError as error:
-        raise KeftError(f"{folder}: cannot write there ({error.strerror}); name another") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise KeftError(f"{folder}: cannot write there ({why}); name another") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
