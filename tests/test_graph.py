@@ -1,5 +1,7 @@
 """Our graph layers against jraph's own, vmapped over the batch, multi-edges included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jraph
@@ -12,18 +14,23 @@ from keft_jax.models.functional import Model
 from keft_jax.models.graph import Edges, GraphLayer
 
 
-def run(kind, compute, params, x, graph, gate=None):
-    layer = Model(GraphLayer(GraphConfig(kind=kind, width=16, heads=4), 5, jnp.float32))
-    params = jax.jit(layer.init)(jax.random.key(0)) if params is None else params
+def layer(kind):
+    return Model(GraphLayer(GraphConfig(kind=kind, width=16, heads=4), 5, jnp.float32))
 
-    @jax.jit
-    def call(params, x):
-        edges = Edges(graph, compute)
-        return layer.apply(
-            params, x, edges, jnp.ones(graph.senders.shape) if gate is None else gate
-        )
 
-    return params, call(params, x)
+@functools.cache
+def params_of(kind):
+    return jax.jit(layer(kind).init)(jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def call(kind, compute, params, x, graph, gate):
+    return layer(kind).apply(params, x, Edges(graph, compute), gate)
+
+
+def run(kind, compute, x, graph, gate=None):
+    gate = np.ones(graph.senders.shape, np.float32) if gate is None else gate
+    return call(kind, compute, params_of(kind), x, graph, gate)
 
 
 def with_self_edges(graph, n):
@@ -38,7 +45,7 @@ def test_equals_jraph(kind, compute):
     rng = np.random.default_rng(0)
     graph = toy.graph(rng, 8, 12, 40)
     x = rng.normal(size=(8, 12, 16)).astype(np.float32)
-    params, out = run(kind, compute, None, x, graph)
+    params, out = params_of(kind), run(kind, compute, x, graph)
     senders, receivers = with_self_edges(graph, 12)
     kernel = params["value"]["kernel"]
 
@@ -62,7 +69,7 @@ def test_equals_jraph(kind, compute):
     def one(x, s, r):
         return jraph.GraphsTuple(x, None, r, s, None, jnp.array([12]), jnp.array([len(s)]))
 
-    expected = jax.vmap(gcn if kind == "gcn" else gat)(x, senders, receivers)
+    expected = jax.jit(jax.vmap(gcn if kind == "gcn" else gat))(x, senders, receivers)
     real = np.arange(12) < graph.n_node[:, :1]
     np.testing.assert_allclose(out[real], expected[real], rtol=1e-5, atol=1e-5)
 
@@ -73,25 +80,24 @@ def test_dense_equals_segment_and_gates_close(kind):
     graph = toy.graph(rng, 8, 12, 40)
     x = rng.normal(size=(8, 12, 16)).astype(np.float32)
     gate = rng.uniform(size=(8, 40)).astype(np.float32)
-    params, dense = run(kind, "dense", None, x, graph, gate)
-    _, segment = run(kind, "segment", params, x, graph, gate)
+    dense = run(kind, "dense", x, graph, gate)
+    segment = run(kind, "segment", x, graph, gate)
     real = np.arange(12) < graph.n_node[:, :1]
     np.testing.assert_allclose(dense[real], segment[real], rtol=1e-5, atol=1e-5)
     # With every gate at zero no node hears of another.
-    _, alone = run(kind, "dense", params, x, graph, np.zeros_like(gate))
+    alone = run(kind, "dense", x, graph, np.zeros_like(gate))
     other = x.copy()
     other[:, 1:] = rng.normal(size=other[:, 1:].shape)
-    _, changed = run(kind, "dense", params, other, graph, np.zeros_like(gate))
+    changed = run(kind, "dense", other, graph, np.zeros_like(gate))
     np.testing.assert_allclose(alone[:, 0], changed[:, 0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["rgcn", "rgat"])
 def test_relations_matter_only_where_a_layer_reads_them(kind):
     rng = np.random.default_rng(2)
-    graph = toy.graph(rng, 4, 12, 40)
-    x = rng.normal(size=(4, 12, 16)).astype(np.float32)
+    graph = toy.graph(rng, 8, 12, 40)
+    x = rng.normal(size=(8, 12, 16)).astype(np.float32)
     other = graph._replace(edges={"relation": (graph.edges["relation"] + 1) % 10})
     for k, differ in ((kind, True), (kind[1:], False)):
-        params, out = run(k, "dense", None, x, graph)
-        _, again = run(k, "dense", params, x, other)
+        out, again = run(k, "dense", x, graph), run(k, "dense", x, other)
         assert bool(np.abs(out - again).max() > 1e-3) == differ

@@ -1,5 +1,4 @@
 import json
-import os
 import random
 import re
 import shutil
@@ -30,28 +29,10 @@ from keft_jax.train.dry_run import dry_run
 from keft_jax.train.evaluator import NotFiniteError
 from keft_jax.train.loop import Trainer, fit
 from keft_jax.train.parts import load_parts
-from keft_jax.train.run import identify, load_run, ready, train
+from keft_jax.train.run import identify, load_run, train
 from keft_jax.train.workdir import claim
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one model share its compiled programs, in this process and in others."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +113,7 @@ def test_a_run_learns_and_its_directory_says_how(finished):
 
 def test_the_same_command_on_a_finished_run_prints_its_results(finished, capsys, monkeypatch):
     config, folder, summary = finished
-    monkeypatch.setattr("keft_jax.train.run.build", None)  # nothing is built
+    monkeypatch.setattr("keft_jax.train.run.build_any", None)  # nothing is built
     assert train(config, folder) == summary
     captured = capsys.readouterr()
     assert "1.0000" in captured.out and "finished already" in captured.err
@@ -303,14 +284,14 @@ def test_a_teacher_that_reads_names_of_another_length_is_refused(finished, tmp_p
 def test_scores_on_the_selection_split_that_are_no_numbers_name_the_step(finished):
     trainer = Trainer(load_parts(finished[1]))
     parts = trainer.parts
-    data = ready(parts, parts.read(parts.config.data.select))
+    data = parts.ready(parts.read(parts.config.data.select))
 
     def evaluate(params, dataset):
         return Trainer.evaluate(trainer, jax.tree.map(lambda x: x * np.nan, params), dataset)
 
     trainer.evaluate = evaluate
     with pytest.raises(NotFiniteError, match=r"^step 8: the scores of 10 of 10 examples are not"):
-        fit(trainer, ready(parts, parts.read(parts.config.data.train)), data, seed=0)
+        fit(trainer, parts.ready(parts.read(parts.config.data.train)), data, seed=0)
 
 
 def test_two_processes_do_not_share_a_directory(finished, files):
