@@ -91,9 +91,7 @@ class Predictor:
         dataset, parts = self._dataset(evaluator.parts, examples), evaluator.parts
         out: list[dict[str, Any]] = [{} for _ in examples]
         config = parts.config
-        for length, numbers in eval_batches(
-            dataset.lengths, evaluator.eval_batch, config.data.buckets
-        ):
+        for length, numbers in eval_batches(dataset.lengths, evaluator.batch, config.data.buckets):
             batch = evaluator.put(dataset.batch(length, numbers))
             best = top(self._params, batch, evaluator.names)
             values, ids = (np.asarray(x)[numbers >= 0] for x in best)

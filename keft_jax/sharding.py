@@ -20,14 +20,16 @@ from keft_jax.config import KeftError, MeshConfig
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # Parameters are cut along `fsdp` on their model width (tables of entities: on their rows) and along
-# `tensor` on heads, mlp and vocab. Graph networks are small and lie whole on every device.
-PARAMETERS: dict[str, str | None] = {
+# `tensor` on heads, mlp and vocab. Tables looked up by rows alone are cut over all devices.
+# Graph networks are small and lie whole on every device.
+PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "graph": None,
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "entity": "fsdp",
+    "row": MESH_AXES,
     "kv": None,
     "qkv": None,
     "length": None,
@@ -50,6 +52,7 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "node": None,
     "edge": None,
     "label": None,
+    "row": MESH_AXES,
 }
 
 
@@ -96,12 +99,19 @@ def parameter_sharding(
     """The sharding of one parameter. Raises KeftError if a length does not divide over its axis."""
     parts = spec(names, PARAMETERS, where)
     for name, length, axis in zip(names, shape, parts, strict=True):
-        if axis is not None and length % mesh.shape[axis]:
+        axes = (axis,) if isinstance(axis, str) else axis or ()
+        ways = math.prod(mesh.shape[one] for one in axes)
+        if length % ways:
             raise KeftError(
-                f"{where}: its {name} axis has {length} entries, which mesh.{axis} = "
-                f"{mesh.shape[axis]} does not divide; change either"
+                f"{where}: its {name} axis has {length} entries, which mesh.{' x mesh.'.join(axes)}"
+                f" = {ways} does not divide; change either"
             )
     return NamedSharding(mesh, parts)
+
+
+def row_sharding(mesh: Mesh, shape: Sequence[int], where: str) -> NamedSharding:
+    """A table cut by rows over all devices."""
+    return parameter_sharding(mesh, ("row", *(None for _ in shape[1:])), shape, where)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -140,7 +150,7 @@ def gather(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     partitioner may cut the activations of small layers along fsdp instead, and at last replicate.
     Tables of entities stay cut by rows: only rows of them are used."""
     mesh = _active.get()
-    if mesh is None or mesh.size == 1 or "entity" in names:
+    if mesh is None or mesh.size == 1 or "entity" in names or "row" in names:
         return x
     parts = spec(names, PARAMETERS, "parameter")
     whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in parts))

@@ -70,11 +70,11 @@ class Training:
 
     def __init__(self, c: Config, teacher: tuple[Model, object] | None = None):
         self.mesh = make_mesh(c.mesh)
-        self.model = model(c)
+        self.model, self.optim = model(c), c.optim
         self.tx = make_optimizer(c.optim, self.model.abstract())
         terms = make_terms(c.objective, KGQA(kg(), 0.5), teacher[0] if teacher else None)
         self.objective = Objective(self.model, terms)
-        self.shardings = state_shardings(self.model, self.tx, self.mesh)
+        self.shardings = state_shardings(self.model, c.optim, self.tx, self.mesh)
         step = make_train_step(self.objective, self.tx, c.optim)
         self.step = compile_train_step(step, self.shardings, self.mesh)
         everywhere = replicated(self.mesh)
@@ -84,7 +84,7 @@ class Training:
             self.frozen["teacher"] = jax.device_put(teacher[1], everywhere)
 
     def fresh(self):
-        init = lambda key: make_state(self.model, self.tx, key)  # noqa: E731
+        init = lambda key: make_state(self.model, self.optim, self.tx, key)  # noqa: E731
         return jax.device_put(_state(init), self.shardings)
 
     def put(self, b: Batch) -> Batch:

@@ -6,6 +6,7 @@ its dotted path (`--optim.learning_rate=1e-4`); `--help` lists them with their t
 
 from keft_jax.config.data import ROWS, DataConfig, KnowledgeConfig, Row, TaskConfig
 from keft_jax.config.errors import KeftError, check
+from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
 from keft_jax.config.serial import config_hash, from_json, to_json
 from keft_jax.config.train import (
@@ -34,6 +35,7 @@ __all__ = [
     "GraphConfig",
     "GroupConfig",
     "KeftError",
+    "KgeConfig",
     "KnowledgeConfig",
     "MeshConfig",
     "MlmConfig",

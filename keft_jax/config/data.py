@@ -17,9 +17,10 @@ ROWS: tuple[str, ...] = typing.get_args(Row)
 class TaskConfig:
     """What is asked of the model."""
 
-    kind: Literal["kgqa", "classification", "mlm"] = "kgqa"
+    kind: Literal["kgqa", "classification", "mlm", "link_prediction"] = "kgqa"
     """kgqa: score every entity of the graph. classification: one label for each text. mlm: masked
-    language modelling of texts without labels."""
+    language modelling of texts without labels. link_prediction: triple embeddings (section kge) of
+    the triples in data.train; no text."""
     pooling: Literal["cls", "mean"] = "cls"
     """What classification reads: BERT's pooler on [CLS], or the mean of all tokens (what sentence
     embedding models were trained for)."""
@@ -45,7 +46,11 @@ class DataConfig:
     source: str = ""
     """Folder with the raw files that a generator reads."""
     train: str = ""
-    """Training examples: JSONL, TSV, CSV, Parquet or TXT (.gz too), or tfds:NAME:SPLIT."""
+    """Training examples: JSONL, TSV, CSV, Parquet or TXT (.gz too), or tfds:NAME:SPLIT. For
+    link_prediction: a file of head, relation, tail, or a folder with train, valid and test (of
+    OpenKE and DGL-KE too)."""
+    names: str = ""
+    """Two-column TSV (entity, name to show), for link_prediction's answers."""
     select: str = ""
     """Examples that choose the checkpoint and the hyper-parameters; never reported as a result."""
     test: tuple[str, ...] = ()

@@ -83,8 +83,14 @@ class GroupConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) with warm-up and decay."""
+    """The optimizer, with warm-up and decay."""
 
+    kind: Literal["adamw", "adagrad"] = "adamw"
+    """adamw: Loshchilov and Hutter 2019. adagrad: Duchi et al. 2011."""
+    tables: Literal["dense", "rows"] = "dense"
+    """Of the table of entities. rows: a step reads and changes only the rows that its batch names,
+    at a cost that does not grow with the table. With adagrad that is the same as dense; with adamw
+    it is lazy Adam: rows that are not in the batch rest, and the table has no weight decay."""
     steps: int = 1000
     batch: int = 32
     """Examples in a step, over all devices and all accumulated parts."""
@@ -100,7 +106,8 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6
-    """BERT's. A smaller one lets rounding move parameters that hardly have a gradient."""
+    """BERT's. A smaller one lets rounding move parameters that hardly have a gradient. adagrad adds
+    it to the sum of squares."""
     clip: float = 1.0
     """Largest global norm of the gradient. 0: no clipping."""
     groups: tuple[GroupConfig, ...] = ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from keft_jax.config.data import DataConfig, KnowledgeConfig, TaskConfig
 from keft_jax.config.errors import check
+from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
 from keft_jax.config.train import (
     CheckpointConfig,
@@ -29,6 +30,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    kge: KgeConfig = field(default_factory=KgeConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -37,6 +39,9 @@ class Config:
     gain: GainConfig = field(default_factory=GainConfig)
 
     def __post_init__(self) -> None:
+        if self.task.kind == "link_prediction":
+            self._check_link_prediction()
+            return
         if not self.encoder.pretrained:  # else its folder tells the sizes
             self.check_sizes()
         check(
@@ -68,6 +73,34 @@ class Config:
             "knowledge.vectors",
             self.knowledge.vectors,
             "needs encoder.pretrained: only a trained text model gives vectors worth having",
+        )
+
+    def _check_link_prediction(self) -> None:
+        batch, share = self.optim.batch, self.kge.share
+        check(bool(self.data.train), "data.train", self.data.train, "name a file of triples")
+        check(
+            self.optim.accumulate == 1,
+            "optim.accumulate",
+            self.optim.accumulate,
+            "link prediction takes its batch in one part; set it to 1",
+        )
+        check(
+            batch % (share or 1) == 0,
+            "kge.share",
+            share,
+            f"must divide optim.batch = {batch}",
+        )
+        check(
+            self.optim.tables == "dense" or self.kge.negatives > 0,
+            "optim.tables",
+            self.optim.tables,
+            "with kge.negatives=0 every step reads the whole table; use dense, or draw negatives",
+        )
+        check(
+            not (self.kge.filtered and self.kge.negatives == 0),
+            "kge.filtered",
+            self.kge.filtered,
+            "is for drawn negatives; with all entities raise kge.answers instead",
         )
 
     def check_sizes(self) -> None:

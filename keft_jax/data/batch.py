@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -55,6 +55,29 @@ class MaskTarget:
 
 
 @flax.struct.dataclass
+class QueryTarget:
+    """Queries (source, relation, ?), or (?, relation, source) where `inverse`."""
+
+    source: Array  # i32[b]: entity
+    relation: Array  # i32[b]
+    inverse: Array  # bool[b]
+    answers: Array  # i32[b, a]; -1: none
+    weight: Array  # f32[b]
+    known: Array  # i32[b, 2]: where all its answers stand in `frozen["known"]`, half-open
+    negatives: Array | None = None  # i32[g, k], drawn inside the step: b / g queries in a row
+    # share a group's. None: all entities
+    allowed: Array | None = None  # bool[b, k]: negatives that are not known answers. None: all are
+
+
+@flax.struct.dataclass
+class QueryBatch:
+    """A batch of link prediction: no text, no subgraph."""
+
+    targets: dict[str, Any]  # {term: QueryTarget}
+    example: Array  # i32[b]: number in its data set; -1: padding
+
+
+@flax.struct.dataclass
 class Batch:
     """`graph` follows jraph's padding convention for each example: n_node and n_edge are
     [b, 2] (real, padding), and padding edges join the first padding node to itself."""
@@ -95,11 +118,14 @@ def edge_mask(graph: jraph.GraphsTuple) -> jax.Array:
     return jnp.arange(graph.senders.shape[1])[None, :] < graph.n_edge[:, :1]
 
 
-def take(batch: Batch, indices: np.ndarray) -> Batch:
+B = TypeVar("B", Batch, QueryBatch)
+
+
+def take(batch: B, indices: np.ndarray) -> B:
     """Rows of a host batch; an index of -1 gives a padding row that weighs nothing."""
     real = indices >= 0
     rows = np.where(real, indices, 0)
-    out: Batch = jax.tree.map(lambda x: x[rows], batch)
+    out: B = jax.tree.map(lambda x: x[rows], batch)
     if real.all():
         return out
     targets = {

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keft_jax.config import DataConfig, KeftError
 from keft_jax.data.source import Example, read_examples
@@ -17,9 +18,11 @@ HELD_OUT = "held_out"
 
 @dataclass(frozen=True)
 class Splits:
-    train: list[Example]
-    select: list[Example]  # empty: none
-    tests: dict[str, list[Example]]
+    """Examples, or for link prediction triples as i32[t, 3]."""
+
+    train: Any
+    select: Any  # empty: none
+    tests: dict[str, Any]
 
     def __iter__(self):
         yield "train", self.train

@@ -41,8 +41,8 @@ from keft_jax.gain.stats import summarise
 from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
-from keft_jax.train.parts import build
-from keft_jax.train.run import digest, load_teacher
+from keft_jax.train.parts import build, digest
+from keft_jax.train.run import load_teacher
 
 
 class GainRun:

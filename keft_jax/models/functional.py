@@ -47,7 +47,8 @@ def _join(path: Sequence[str]) -> str:
 class Model:
     """A module as pure functions over a nested dict of parameters."""
 
-    def __init__(self, module: nnx.Module):
+    def __init__(self, module: Any):
+        self.module = module
         self._graphdef, state = nnx.split(module)
         self._flat = {
             tuple(map(str, path)): (v.get_value(), v.get_metadata())
@@ -62,6 +63,12 @@ class Model:
                 at = at.setdefault(part, {})
             at[path[-1]] = leaf(_join(path), struct, meta)
         return out
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Paths of the parameters that a batch looks up by rows alone; the module's `map_rows`
+        knows with which ids."""
+        return getattr(self.module, "tables", ())
 
     def abstract(self) -> Tree:
         """Shapes and dtypes, with no memory behind them."""
@@ -87,9 +94,9 @@ class Model:
             drawn |= {name: stacked[i] for i, name in enumerate(names)}
         return self._tree(lambda path, struct, meta: drawn[path])
 
-    def apply(self, params: Tree, *args: Any, **kwargs: Any) -> Any:
-        """The module's `__call__` with these parameters."""
-        return nnx.merge(self._graphdef, params)(*args, **kwargs)
+    def apply(self, params: Tree, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """A method of the module with these parameters."""
+        return getattr(nnx.merge(self._graphdef, params), method)(*args, **kwargs)
 
     def size(self) -> int:
         """Number of parameters."""

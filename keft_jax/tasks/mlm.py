@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,12 @@ class MaskedLM:
     def targets(self, examples: Sequence[Example]) -> TextTarget:
         return TextTarget(weight=np.ones(len(examples), np.float32))
 
-    def prepare(self, batch: Batch, key: jax.Array | None) -> Batch:
+    def prepare(
+        self, batch: Batch, key: jax.Array | None, frozen: Mapping[str, Any] = MappingProxyType({})
+    ) -> Batch:
         """Chooses `rate` of each text's tokens (one at least) and changes them in the batch: 80 %
         to [MASK], 10 % to a random piece, 10 % not at all."""
+        del frozen
         open_bl, count_b = self._choose_from(batch)
         slots = self._slots(batch.tokens.shape[1])
         key = jax.random.key(0) if key is None else key

@@ -25,13 +25,13 @@ class Task(Protocol):
     def targets(self, examples: Sequence[Example]) -> Any:
         """The target struct of these examples (numpy). Raises KeftError on an unknown label."""
 
-    def prepare(self, batch: Batch, key: jax.Array | None) -> Batch:
+    def prepare(self, batch: Any, key: jax.Array | None, frozen: Mapping[str, Any]) -> Any:
         """The batch as the model is shown it, inside the step. key None: evaluation."""
 
     def total(self, batch: Batch) -> jax.Array:
         """The denominator of the loss over a batch that is not prepared yet, f32[]."""
 
-    def loss(self, logits_bc: jax.Array, target: Any) -> jax.Array:
+    def loss(self, logits_bc: Any, target: Any) -> jax.Array:
         """Sum over examples of weight * loss, f32, of a prepared batch."""
 
     def score(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
@@ -46,8 +46,8 @@ class AsGiven:
 
     term: str
 
-    def prepare(self, batch: Batch, key: jax.Array | None) -> Batch:
-        del key
+    def prepare(self, batch: Batch, key: jax.Array | None, frozen: Mapping[str, Any]) -> Batch:
+        del key, frozen
         return batch
 
     def total(self, batch: Batch) -> jax.Array:

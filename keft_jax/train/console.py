@@ -16,6 +16,8 @@ import rich.table
 from keft_jax.data.features import Dataset
 from keft_jax.models.encoder import attention_kind
 from keft_jax.train.loop import Trainer
+from keft_jax.train.parts import Parts
+from keft_jax.train.triple_parts import TripleParts
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where the output is not a terminal."""
@@ -67,12 +69,23 @@ def introduce(
     console: rich.console.Console,
     trainer: Trainer,
     covers: Mapping[str, Any],
-    select: Dataset | None,
+    select: Any,
     folder: Path | str,
 ) -> None:
     """What is about to be trained, on what."""
-    parts, kg = trainer.parts, trainer.parts.knowledge.kg
-    config = parts.config
+    parts = trainer.parts
+    lines = [
+        *(parts.describe() if isinstance(parts, TripleParts) else _on_text(parts, covers, select)),
+        f"run        {parts.config.optim.steps:,} steps of {parts.config.optim.batch} examples, in "
+        f"{folder}",
+    ]
+    place = f"{trainer.mesh.size} x {jax.devices()[0].device_kind}"
+    lines.insert(-1, f"model      {parts.model.size():,} parameters, {place}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _on_text(parts: Parts, covers: Mapping[str, Any], select: Dataset | None) -> list[str]:
+    config, kg = parts.config, parts.knowledge.kg
     drawn = config.data.draw or covers["examples"]
     reach = ""
     if "answers_near" in covers:
@@ -82,19 +95,15 @@ def introduce(
             f"{covers['answers_near']:.1%} of those near a mention, "
             f"{'–' if kept is None else f'{kept:.1%}'} of these kept by the budget"
         )
-    lines = [
+    return [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "
         f"{len(select) if select else 0:,} to select by; {covers['truncated']:,} texts truncated",
         f"graph      {kg.n_entities:,} entities, {kg.n_triples:,} triples of {kg.n_relations:,} "
         f"relations; row {config.knowledge.row}",
         f"coverage   {covers['linked']:.1%} of texts with a linked entity, "
         f"{covers['cut']:.1%} of subgraphs cut by the budget{reach}",
-        f"model      {parts.model.size():,} parameters, {trainer.mesh.size} x "
-        f"{jax.devices()[0].device_kind}, attention by "
-        f"{attention_kind(config.encoder, training=True)}",
-        f"run        {config.optim.steps:,} steps of {config.optim.batch} examples, in {folder}",
+        f"attention  by {attention_kind(config.encoder, training=True)}",
     ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def print_summary(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
@@ -105,11 +114,14 @@ def print_summary(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width to keep to
     names = list(next(iter(summary["scores"].values())))
+    linked = summary["task"] != "link_prediction"
     table = rich.table.Table(
-        "split", "examples", "linked", *names, title=f"best step {summary['best_step']}"
+        *("split", "examples", *(["linked"] if linked else []), *names),
+        title=f"best step {summary['best_step']}",
     )
     for split, scores in summary["scores"].items():
         covers = summary["coverage"][split]
+        share = [f"{covers['linked']:.1%}"] if linked else []
         values = [f"{np.round(scores[name], 4):.4f}" for name in names]
-        table.add_row(split, f"{covers['examples']:,}", f"{covers['linked']:.1%}", *values)
+        table.add_row(split, f"{covers['examples']:,}", *share, *values)
     console.print(table)

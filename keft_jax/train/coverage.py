@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from keft_jax.config import KeftError
 from keft_jax.data.features import Dataset
-from keft_jax.data.source import Example
+from keft_jax.data.triples import fingerprint_triples
 from keft_jax.kg.subgraph import Subgraphs, survival
-from keft_jax.train.parts import Parts
+from keft_jax.train.parts import AnyParts
+from keft_jax.train.triple_parts import TripleParts
 
 
-def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
+def cover(dataset: Any, parts: AnyParts) -> dict[str, Any]:
     """Shares of a split's examples, of what this row of the gain table is given:
 
     linked: texts with a linked entity; cut: subgraphs that a budget cut; truncated: number of texts
@@ -25,6 +27,8 @@ def cover(dataset: Dataset, parts: Parts) -> dict[str, Any]:
     (of those in the graph, the ones in the subgraph: near x kept) and examples_reached (with an
     answer in the subgraph).
     """
+    if isinstance(parts, TripleParts):
+        return parts.cover(dataset)
     count = max(len(dataset), 1)
     out: dict[str, Any] = {
         "examples": len(dataset),
@@ -63,8 +67,10 @@ def _subgraphs(dataset: Dataset) -> Subgraphs:
     )
 
 
-def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 of what the model and its metrics read of the examples."""
+def fingerprint(examples: Any) -> str:
+    """sha256 of what the model and its metrics read of the examples, or of triples i32[t, 3]."""
+    if isinstance(examples, np.ndarray):
+        return fingerprint_triples(examples)
     digest = hashlib.sha256()
     for e in examples:
         row = [e.text, e.pair, e.label, e.answers, e.spans]
@@ -72,9 +78,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def refuse_selection_on_test(
-    select: str, selected: Sequence[Example], test: str, tested: Sequence[Example]
-) -> None:
+def refuse_selection_on_test(select: str, selected: Any, test: str, tested: Any) -> None:
     """Raises KeftError where the examples of the file `select` are those of the file `test`:
     what is chosen on the reported examples is fitted to them."""
     if fingerprint(selected) == fingerprint(tested):

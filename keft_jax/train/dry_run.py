@@ -15,7 +15,7 @@ from keft_jax.train.console import introduce
 from keft_jax.train.coverage import cover
 from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
-from keft_jax.train.run import load_teacher, ready
+from keft_jax.train.run import load_teacher
 
 SHOWN, FACTS = 4, 6
 """Examples shown, and facts of each."""
@@ -28,8 +28,8 @@ def dry_run(config: Config) -> dict[str, Any]:
     parts, splits = build(config)
     config = parts.config
     teacher = load_teacher(parts)
-    train = ready(parts, splits.train)
-    select = ready(parts, splits.select) if splits.select else None
+    train = parts.ready(splits.train)
+    select = parts.ready(splits.select) if len(splits.select) else None
     trainer = Trainer(parts, teacher)
     length, indices = make_plan(config, train, config.seed).batch(0)
     batch = train.batch(length, indices)

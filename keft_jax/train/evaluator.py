@@ -13,7 +13,7 @@ from keft_jax.data.batch import Batch
 from keft_jax.data.features import Dataset, round_up
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example
-from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.parts import Parts
 from keft_jax.train.step import compile_eval_step, make_eval_step
 
@@ -31,8 +31,8 @@ class Evaluator:
         config = parts.config
         self.parts, self.mesh = parts, make_mesh(config.mesh)
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self.eval_batch = round_up(config.eval.batch, ways)
-        self.names = jax.device_put(parts.knowledge.names, replicated(self.mesh))
+        self.batch = round_up(config.eval.batch, ways)
+        self.names = parts.frozen(self.mesh)["names"]
         self._eval_step = compile_eval_step(make_eval_step(parts.model, parts.task), self.mesh)
 
     def put(self, batch: Batch) -> Batch:
@@ -44,7 +44,7 @@ class Evaluator:
         outputs are no numbers: a metric would count them as merely wrong."""
         buckets, frozen = self.parts.config.data.buckets, {"names": self.names}
         out = []
-        for length, indices in eval_batches(dataset.lengths, self.eval_batch, buckets):
+        for length, indices in eval_batches(dataset.lengths, self.batch, buckets):
             out.append(self._eval_step(params, frozen, self.put(dataset.batch(length, indices))))
         rows = [jax.device_get(r) for r in out]
         order = np.concatenate([r["example"] for r in rows])

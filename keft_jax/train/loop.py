@@ -6,47 +6,61 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError
-from keft_jax.data.features import Dataset
 from keft_jax.data.plan import BatchPlan
 from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import load_weights, locate, overlay
-from keft_jax.sharding import replicated
+from keft_jax.sharding import batch_sharding, make_mesh, replicated
 from keft_jax.train.evaluator import Evaluator, NotFiniteError
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
 from keft_jax.train.parts import Parts
-from keft_jax.train.state import State, make_state, state_shardings
+from keft_jax.train.ranking import Ranker
+from keft_jax.train.rows import without
+from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
+from keft_jax.train.triple_parts import TripleParts
 
 Scalars = dict[str, float]
 
 
-class Trainer(Evaluator):
+P = TypeVar("P", Parts, TripleParts)
+
+
+class Trainer(Generic[P]):
     """Compiled functions of one model, reused over seeds, rows and learning rates."""
 
-    def __init__(self, parts: Parts, teacher: tuple[Parts, Any] | None = None):
+    def __init__(self, parts: P, teacher: tuple[Parts, Any] | None = None):
         """teacher: the parts of another run and its parameters, for distillation."""
-        super().__init__(parts)
         config = parts.config
+        self.parts: P = parts
+        self.mesh = make_mesh(config.mesh)
+        self._evaluator: Evaluator | Ranker = (
+            Evaluator(parts) if isinstance(parts, Parts) else make_ranker(parts, self.mesh)
+        )
+        self.eval_batch = self._evaluator.batch
         self._check_divides(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
-        self.tx = make_optimizer(config.optim, parts.model.abstract())
+        rows = row_tables(parts.model, config.optim)
+        self.tx = make_optimizer(config.optim, without(parts.model.abstract(), rows))
         terms = make_terms(
             config.objective, parts.task, teacher[0].model if teacher else None, parts.beside
         )
         objective = Objective(parts.model, terms)
-        self.shardings = state_shardings(parts.model, self.tx, self.mesh)
+        self.shardings = state_shardings(parts.model, config.optim, self.tx, self.mesh)
         self.init = jax.jit(
-            lambda key: make_state(parts.model, self.tx, key), out_shardings=self.shardings
+            lambda key: make_state(parts.model, config.optim, self.tx, key),
+            out_shardings=self.shardings,
         )
         self.train_step = compile_train_step(
             make_train_step(objective, self.tx, config.optim), self.shardings, self.mesh
         )
+        self._given = parts.frozen(self.mesh)
         self._teacher = {"teacher": teacher[1]} if teacher else {}
         self._start: Tree = {}  # parameters that every fresh state has alike
         if config.encoder.pretrained:
@@ -65,7 +79,15 @@ class Trainer(Evaluator):
         """What the step reads and never changes."""
         peak = self.parts.config.optim.learning_rate if learning_rate is None else learning_rate
         rate = jax.device_put(np.float32(peak), replicated(self.mesh))
-        return {"names": self.names, "learning_rate": rate, **self._teacher}
+        return {**self._given, "learning_rate": rate, **self._teacher}
+
+    def put(self, batch: Any) -> Any:
+        """To the devices, cut along the batch."""
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+    def evaluate(self, params: Any, dataset: Any) -> dict[str, np.ndarray]:
+        """Per-example rows of a split, in its order. Raises NotFiniteError."""
+        return self._evaluator.evaluate(params, dataset)
 
     def fresh(self, seed: int) -> State:
         state = self.init(jax.random.key(seed))
@@ -110,8 +132,8 @@ class Fit:
 
 def fit(
     trainer: Trainer,
-    train: Dataset,
-    select: Dataset | None,
+    train: Any,
+    select: Any,
     *,
     seed: int,
     learning_rate: float | None = None,
@@ -169,21 +191,22 @@ def fit(
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
             try:
-                rows = trainer.evaluate(state.params, select)
+                rows = trainer.evaluate(state.model_params, select)
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"step {done}: {error}. Checkpoints stay as they were"
                 ) from error
             scores = trainer.parts.task.summarise(rows)
             value = pick(scores, metric)
-            hooks.log(done, {f"select/{name}": v for name, v in scores.items()})
+            main = {name: v for name, v in scores.items() if "/" not in name}
+            hooks.log(done, {f"select/{name}": v for name, v in main.items()})
             progress.curve.append({"step": done, "select": value})
             if progress.best is None or value > progress.best:
                 progress.best, progress.best_step, progress.stale = value, done, 0
                 if hooks.save_best is not None:
-                    hooks.save_best(done, state.params)
+                    hooks.save_best(done, state.model_params)
                 else:
-                    best_params = jax.tree.map(lambda x: x.copy(), state.params)
+                    best_params = jax.tree.map(lambda x: x.copy(), state.model_params)
             else:
                 progress.stale += 1
             mark = (done, time.perf_counter())
@@ -195,14 +218,19 @@ def fit(
             break
     settle(early=True)
     if select is None:
-        best_params = state.params
+        best_params = state.model_params
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
 
 
-def make_plan(config: Config, train: Dataset, seed: int) -> BatchPlan:
-    return BatchPlan(
-        train.lengths, config.optim.batch, config.data.buckets, seed, config.data.draw or None
-    )
+def make_plan(config: Config, train: Any, seed: int) -> BatchPlan:
+    """train: a Dataset or a TripleDataset; an example of the latter may be several queries."""
+    size = config.optim.batch // getattr(train, "block", 1)
+    return BatchPlan(train.lengths, size, config.data.buckets, seed, config.data.draw or None)
+
+
+def make_ranker(parts: TripleParts, mesh: Mesh) -> Ranker:
+    transr = parts.config.kge.model == "transr"
+    return Ranker(parts.model, parts.known, mesh, parts.config.eval.batch, grouped=transr)
 
 
 def pick(scores: Mapping[str, float], metric: str) -> float:

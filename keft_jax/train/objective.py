@@ -91,6 +91,23 @@ class Objective:
     def __init__(self, model: Model, terms: tuple[Term, ...]):
         self.model, self.terms = model, terms
 
+    def views(self, batch: Batch, frozen: Frozen, key: jax.Array | None) -> dict[str, Batch]:
+        """The batch as each kind of term is shown it. What a task draws for an example is the same
+        in whatever accumulated part that lies."""
+        out: dict[str, Batch] = {}
+        for term in self.terms:
+            name = term.view.term
+            if name not in out:
+                own_key = self._key(name, key)
+                out[name] = term.view.prepare(batch, fold(own_key, crc32(b"prepare")), frozen)
+        return out
+
+    def _key(self, name: str, key: jax.Array | None) -> jax.Array | None:
+        """Randomness of its own for each view but the first, so that a further term does not shift
+        another's dropout."""
+        first = self.terms[0].view.term
+        return key if name == first else fold(key, crc32(name.encode()))
+
     def totals(self, batch: Batch) -> dict[str, jax.Array]:
         return {
             term.name: jnp.maximum(term.total(batch).astype(jnp.float32), 1) for term in self.terms
@@ -105,21 +122,31 @@ class Objective:
         key: jax.Array | None,
         part: jax.Array | int | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """part: number of an accumulated part of the batch. Its dropout is its own; what a task
-        draws for an example (`prepare`) is the same in whatever part that lies."""
+        """The loss of a batch from all parameters, none of them in a table of rows."""
+        views = {name: (shown, shown) for name, shown in self.views(batch, frozen, key).items()}
+        return self.of_views(params, frozen, views, totals, key, part)
+
+    def of_views(
+        self,
+        params: Any,
+        frozen: Frozen,
+        views: dict[str, tuple[Batch, Batch]],
+        totals: dict[str, jax.Array],
+        key: jax.Array | None,
+        part: jax.Array | int | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """views: (as the terms read it, as this model reads it). part: number of an accumulated
+        part of the batch; its dropout is its own."""
         loss, metrics = jnp.zeros(()), {}
-        seen: dict[str, tuple[Batch, Output]] = {}
+        seen: dict[str, Output] = {}
         for term in self.terms:
             name = term.view.term
+            shown, renumbered = views[name]
             if name not in seen:
-                # Randomness of its own, so that a further term does not shift another's dropout.
-                own_key = key if not seen else fold(key, crc32(name.encode()))
-                shown = term.view.prepare(batch, fold(own_key, crc32(b"prepare")))
+                own_key = self._key(name, key)
                 drop = own_key if part is None or key is None else fold(own_key, part)
-                output = self.model.apply(params, shown, frozen["names"], drop, head=name)
-                seen[name] = shown, output
-            shown, output = seen[name]
-            own = term.loss(output, frozen, shown)
+                seen[name] = self.model.apply(params, renumbered, frozen["names"], drop, head=name)
+            own = term.loss(seen[name], frozen, shown)
             loss = loss + term.weight * own / totals[term.name]
             metrics[f"loss/{term.name}"] = (own, totals[term.name])
         metrics["loss/total"] = (loss, jnp.ones(()))

@@ -1,4 +1,5 @@
-"""AdamW with warm-up and decay, a learning rate for each group of parameters, and freezing."""
+"""AdamW or Adagrad with warm-up and decay, a learning rate for each group of parameters, and
+freezing."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def make_optimizer(config: OptimConfig, abstract: Any) -> optax.GradientTransfor
     decayed = jax.tree.map(lambda path: not path.endswith(("bias", "scale")), paths(abstract))
     chain = [
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.scale_by_rss(0.0, config.eps)
+        if config.kind == "adagrad"
+        else optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_schedule(schedule(config)),
         optax.scale(-1.0),

@@ -3,18 +3,29 @@ that a run can be loaded without the files it was made from."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import tokenizers
+from jax.sharding import Mesh
 
 from keft_jax.config import Config, DataConfig, KeftError, from_json, to_json
-from keft_jax.data.features import Dataset, Knowledge, Vocabulary, make_dataset, round_up
+from keft_jax.data.features import (
+    Dataset,
+    Knowledge,
+    Vocabulary,
+    make_dataset,
+    round_up,
+    with_row,
+)
 from keft_jax.data.source import Example, read_examples
 from keft_jax.data.splits import Splits, read_splits
 from keft_jax.data.tfds import PREFIX
@@ -25,10 +36,12 @@ from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.pretrained import locate, read_vocab_size, resolve
+from keft_jax.sharding import replicated
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.tasks.task import Task
+from keft_jax.train.triple_parts import TripleParts, build_triples
 from keft_jax.train.vectors import entity_vectors
 
 logger = logging.getLogger(__name__)
@@ -63,6 +76,30 @@ class Parts:
     def read(self, path: str) -> list[Example]:
         """The labelled examples of a file."""
         return read_examples(path, self.config.data, need=NEEDED[self.config.task.kind])
+
+    def ready(self, examples: Sequence[Example]) -> Dataset:
+        """A split with what the config's row is given of the graph."""
+        row, seed = self.config.knowledge.row, self.config.seed
+        return with_row(self.dataset(examples), self.knowledge, row, seed)
+
+    def frozen(self, mesh: Mesh) -> dict[str, Any]:
+        """What the step reads beside the batch."""
+        return {"names": jax.device_put(self.knowledge.names, replicated(mesh))}
+
+    @property
+    def kg_hash(self) -> str:
+        return self.knowledge.kg.hash
+
+    def inputs(self) -> dict[str, str]:
+        """Of what the run is made beside its examples, as hashes."""
+        vocabulary = self.knowledge.vocabulary.tokenizer.to_str()
+        return {
+            "knowledge.kg": self.kg_hash,
+            "vocabulary": digest(vocabulary),
+        }
+
+    def save(self, folder: Path) -> None:
+        save_parts(self, folder)
 
     def with_kg(self, kg: KG) -> Parts:
         """The same model over another graph, or another version of its own."""
@@ -145,9 +182,19 @@ def assemble(
     return Parts(config, knowledge, task, model, labels)
 
 
+AnyParts = Parts | TripleParts
+
+
+def build_any(config: Config) -> tuple[AnyParts, Splits]:
+    """As `build`, for configs without text too."""
+    return build_triples(config) if config.task.kind == "link_prediction" else build(config)
+
+
 def build(config: Config) -> tuple[Parts, Splits]:
     """Parts made from the config's files, and the examples; the vocabulary and the labels are those
     of the training examples."""
+    if config.task.kind == "link_prediction":
+        raise KeftError("task.kind = 'link_prediction': has no text, which is needed here")
     config = resolve(config)
     generate(config)
     splits = read_splits(config.data, NEEDED[config.task.kind])
@@ -237,8 +284,10 @@ def save_parts(parts: Parts, folder: Path) -> None:
 
 
 def load_parts(folder: Path) -> Parts:
-    """The parts of a run's directory. Raises KeftError where it is not one."""
+    """The parts of the directory of a run on text. Raises KeftError where it is not one."""
     config = load_run_config(folder)
+    if config.task.kind == "link_prediction":
+        raise KeftError(f"{folder}: a run of link prediction, which has no text; give another run")
     kg = KG.load(folder / "kg")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     labels = tuple(json.loads((folder / "labels.json").read_text()))
@@ -267,3 +316,7 @@ def load_run_config(folder: Path) -> Config:
     if not file.is_file():
         raise KeftError(f"{folder}: no run's directory (no config.json); give what train.py made")
     return from_json(file.read_text(), str(file))
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -30,8 +30,8 @@ import rich.console
 from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError, MeshConfig, config_hash, to_json
-from keft_jax.data.features import Dataset, with_row
-from keft_jax.data.source import Example
+from keft_jax.data.features import Dataset
+from keft_jax.data.triples import TripleDataset
 from keft_jax.files import write_atomic
 from keft_jax.models.pretrained import resolve, start_digest
 from keft_jax.sharding import make_mesh
@@ -39,15 +39,18 @@ from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, lo
 from keft_jax.train.console import Display, introduce, print_summary
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.evaluator import NotFiniteError
-from keft_jax.train.loop import Fit, Hooks, Scalars, Trainer, fit, make_plan, pick
+from keft_jax.train.loop import Fit, Hooks, P, Scalars, Trainer, fit, make_plan, pick
 from keft_jax.train.metrics import MetricsFile, TensorBoard
 from keft_jax.train.parts import (
+    AnyParts,
     Parts,
-    build,
+    build_any,
     load_parts,
-    save_parts,
+    load_run_config,
 )
+from keft_jax.train.ranking import by_relation
 from keft_jax.train.state import State
+from keft_jax.train.triple_parts import TripleParts, load_triples
 from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
 
 VERSIONS = ("keft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -68,10 +71,10 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         console.print(f"{folder}: finished already; these are its results", highlight=False)
         print_summary(summary, quiet=quiet)
         return summary
-    parts, splits = build(config)
-    teacher = load_teacher(parts)
-    train_set = ready(parts, splits.train)
-    select = ready(parts, splits.select) if splits.select else None
+    parts, splits = build_any(config)
+    teacher = load_teacher(parts) if isinstance(parts, Parts) else None
+    train_set = parts.ready(splits.train)
+    select = parts.ready(splits.select) if len(splits.select) else None
     for name, test in splits.tests.items():
         parts.task.targets(test)  # an error in them shows before hours of training
         refuse_selection_on_test(config.data.select, splits.select, name, test)
@@ -79,12 +82,11 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
     metric = config.eval.metric or parts.task.metrics[0]
     pick(parts.task.summarise(zeros), metric)  # the names are known without an evaluation
-    trainer = Trainer(parts, teacher)
+    trainer: Trainer[Any] = Trainer(parts, teacher)
     inputs = {
         "data.train": fingerprint(splits.train),
-        "data.select": fingerprint(splits.select) if select else "",
-        "knowledge.kg": parts.knowledge.kg.hash,
-        "vocabulary": digest(parts.knowledge.vocabulary.tokenizer.to_str()),
+        "data.select": fingerprint(splits.select) if select is not None else "",
+        **parts.inputs(),
         "encoder.pretrained": start_digest(config),
         "objective.distill.teacher": identify(*teacher) if teacher else "",
     }
@@ -92,7 +94,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         refuse_other_inputs(inputs, folder)
         write_atomic(folder / "inputs.json", json.dumps(inputs, indent=2))
         if not (folder / "config.json").is_file():
-            save_parts(parts, folder)
+            parts.save(folder)
         elif (folder / "config.json").read_text() != to_json(config):  # in free fields
             write_atomic(folder / "config.json", to_json(config))
         covers = {"train": cover(train_set, parts)}
@@ -108,11 +110,14 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             )
             return {"stopped": step}
         step, params = load_params(folder / "best", _abstract_params(parts, trainer.mesh))
-        scores = {}
+        scores, slices = {}, {}
         for name, test in splits.tests.items():
-            dataset = ready(parts, test)
-            scores[name] = parts.task.summarise(trainer.evaluate(params, dataset))
+            dataset = parts.ready(test)
+            rows = trainer.evaluate(params, dataset)
+            scores[name] = parts.task.summarise(rows)
             covers[name] = cover(dataset, parts)
+            if isinstance(parts, TripleParts):
+                slices[name] = by_relation(rows, parts.relations)
         summary = {
             "task": config.task.kind,
             "metric": metric,
@@ -124,9 +129,10 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             "best_step": step,
             "curve": result.progress.curve,
             "coverage": covers,
+            **({"relations": slices} if slices else {}),
             "parameters": parts.model.size(),
             "config_hash": config_hash(config),
-            "kg_hash": parts.knowledge.kg.hash,
+            "kg_hash": parts.kg_hash,
             "versions": versions(),
             "device": f"{trainer.mesh.size} x {jax.devices()[0].device_kind}",
             "seconds": result.seconds,
@@ -139,8 +145,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
 
 def _fit(
     trainer: Trainer,
-    train_set: Dataset,
-    select: Dataset | None,
+    train_set: Dataset | TripleDataset,
+    select: Dataset | TripleDataset | None,
     folder: Path,
     console: rich.console.Console,
 ) -> Fit:
@@ -198,27 +204,32 @@ def _fit(
             hooks=Hooks(log=log, save=save, save_best=best.save, stopping=stopping, poll=poll),
         )
         if select is None and not result.interrupted:
-            best.save(int(result.state.step), result.state.params)
+            best.save(int(result.state.step), result.state.model_params)
         return result
 
 
 def load_run(path: str | os.PathLike[str], mesh: Mesh | None = None) -> tuple[Parts, Any]:
-    """The parts of a run's directory, finished or stopped, and its best parameters, on `mesh`
+    """The parts of a text run's directory, finished or stopped, and its best parameters, on `mesh`
     (None: all devices, whole on each). Raises KeftError."""
-    parts = load_parts(Path(path))
+    return _with_best(load_parts(Path(path)), path, mesh)
+
+
+def load_triple_run(
+    path: str | os.PathLike[str], mesh: Mesh | None = None
+) -> tuple[TripleParts, Any]:
+    """As `load_run`, of a run of link prediction."""
+    folder = Path(path)
+    return _with_best(load_triples(load_run_config(folder), folder), path, mesh)
+
+
+def _with_best(parts: P, path: str | os.PathLike[str], mesh: Mesh | None) -> tuple[P, Any]:
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     _, params = load_params(Path(path) / "best", _abstract_params(parts, mesh))
     return parts, params
 
 
-def _abstract_params(parts: Parts, mesh: Mesh) -> Any:
+def _abstract_params(parts: AnyParts, mesh: Mesh) -> Any:
     return abstract_like(parts.model.abstract(), parts.model.shardings(mesh))
-
-
-def ready(parts: Parts, examples: list[Example]) -> Dataset:
-    """A split with what the config's row is given of the graph."""
-    config = parts.config
-    return with_row(parts.dataset(examples), parts.knowledge, config.knowledge.row, config.seed)
 
 
 def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
@@ -278,15 +289,11 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def refuse_not_finite(state: State) -> None:
-    if not _all_finite(state.params):
+    if not _all_finite(state.model_params):
         raise NotFiniteError(
             f"step {int(state.step)}: the parameters are not numbers any more after it; lower "
             "optim.learning_rate. Checkpoints stay as they were"
         )
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,8 @@ from keft_jax.models.functional import Model
 from keft_jax.sharding import batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
 from keft_jax.train.objective import Frozen, Metrics, Objective
-from keft_jax.train.optim import stop_frozen
+from keft_jax.train.optim import schedule, stop_frozen
+from keft_jax.train.rows import at, fetch_rows, put_at, update_rows, without
 from keft_jax.train.state import State
 
 
@@ -27,26 +28,26 @@ def make_train_step(
 ) -> Callable[[State, Frozen, Batch], tuple[State, Metrics]]:
     """`frozen` holds `learning_rate` (the peak), `names`, and whatever the terms read."""
 
-    accumulate = config.accumulate
+    accumulate, rising = config.accumulate, schedule(config)
 
     def loss(params: Any, *rest: Any) -> tuple[jax.Array, Metrics]:
-        return objective(stop_frozen(config, params), *rest)
+        return objective.of_views(stop_frozen(config, params), *rest)
 
-    def gradients(params: Any, frozen: Frozen, batch: Batch, totals: Any, key: jax.Array):
+    def gradients(params: Any, frozen: Frozen, views: Any, totals: Any, key: jax.Array):
         grad = jax.grad(loss, has_aux=True)
         if accumulate == 1:
-            return grad(params, frozen, batch, totals, key)
+            return grad(params, frozen, views, totals, key)
 
         # Part i takes every accumulate-th example, so that each part lies on every device.
         def cut(x: jax.Array) -> jax.Array:
             return x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
-        def add(total: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        def add(total: Any, item: tuple[jax.Array, Any]) -> tuple[Any, None]:
             number, part = item
             own = grad(params, frozen, part, totals, key, number)
             return jax.tree.map(jnp.add, total, own), None
 
-        parts = jax.tree.map(cut, batch)
+        parts = jax.tree.map(cut, views)
         first = jax.tree.map(lambda x: x[0], parts)
         zero = jax.eval_shape(lambda: grad(params, frozen, first, totals, key, 0))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), zero)
@@ -58,15 +59,26 @@ def make_train_step(
     def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         totals = objective.totals(batch)
-        grads, metrics = gradients(state.params, frozen, batch, totals, key)
+        shown = objective.views(batch, frozen, key)
+        renumbered, rows = fetch_rows(objective.model, state.tables, shown)
+        views = {name: (shown[name], renumbered[name]) for name in shown}
+        params = put_at(state.params, {path: r.value for path, r in rows.items()})
+        grads, metrics = gradients(params, frozen, views, totals, key)
+        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+        rate = frozen["learning_rate"] * rising(state.step)
+        tables = {
+            path: update_rows(config, t, rows[path], at(grads, path), state.step + 1, rate)
+            for path, t in state.tables.items()
+        }
+        grads = without(grads, tuple(tables))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
-        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
+            tables=tables,
         )
         return state, metrics
 
@@ -79,7 +91,7 @@ def make_eval_step(
     """Rows with an `example` id; padding has id -1 and is for the caller to drop."""
 
     def eval_step(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
-        batch = task.prepare(batch, None)
+        batch = task.prepare(batch, None, frozen)
         output = model.apply(params, batch, frozen["names"], head=task.term)
         target = batch.targets[task.term]
         rows = task.score(output.logits, target)

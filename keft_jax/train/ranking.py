@@ -1,0 +1,126 @@
+"""Filtered ranks (Bordes et al. 2013) of a split's triples, on the device, in blocks.
+
+The rank of the right entity counts those that score higher; entities that are known answers of the
+same query, in any split, are left out; ties count at their mean rank. Memory is bounded: a block of
+queries against a block of entities at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from keft_jax.config import KeftError
+from keft_jax.data.triples import Known, TripleDataset
+from keft_jax.models.functional import Model
+from keft_jax.sharding import on_mesh, replicated
+
+SCORES = 1 << 24
+"""Scores in memory at a time, 4 bytes each, where a batch of queries has more than so many."""
+FILTER = 1 << 12  # known answers of a batch are padded to a multiple of this
+
+
+class Ranker:
+    """Ranks for one model and one set of known triples."""
+
+    def __init__(self, model: Model, known: Known, mesh: Mesh, batch: int, grouped: bool):
+        """grouped: all queries of a batch have one relation (transr)."""
+        self._known, self.batch, self._grouped = known, batch, grouped
+        size = min(known.entities, max(SCORES // batch, 1))
+        count = -(-known.entities // size)
+
+        def rank(params: Any, queries: dict[str, jax.Array]) -> jax.Array:
+            with on_mesh(mesh):
+                return model.apply(
+                    params,
+                    queries["source"],
+                    queries["relation"],
+                    queries["inverse"],
+                    queries["answer"],
+                    (queries["row"], queries["column"]),
+                    (count, size),
+                    method="rank",
+                )
+
+        self._rank = jax.jit(rank, out_shardings=replicated(mesh))
+
+    def evaluate(self, params: Any, dataset: TripleDataset) -> dict[str, np.ndarray]:
+        """`rank_tail`, `rank_head` f64[t] of a split's triples in their order, and `relation`.
+        Raises KeftError where a score is not finite."""
+        triples = np.asarray(dataset.triples)
+        out: dict[str, np.ndarray] = {"relation": triples[:, 1]}
+        for side, inverse in (("tail", False), ("head", True)):
+            columns = triples[:, ::-1] if inverse else triples
+            ranks = np.full(len(triples), np.nan)
+            waiting: tuple[np.ndarray, Any] | None = None
+            for places in self._batches(triples[:, 1]):
+                queries = jax.device_put(self._queries(columns[places], inverse))
+                ahead = places, self._rank(params, queries)
+                if waiting is not None:  # one batch ahead of the device
+                    ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
+                waiting = ahead
+            if waiting is not None:
+                ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
+            bad = np.flatnonzero(~np.isfinite(ranks))
+            if len(bad):
+                raise KeftError(
+                    f"the scores of {len(bad)} of {len(ranks)} triples are not finite, first of "
+                    f"{dataset.show(triples[bad[0]])}; train with a lower "
+                    "optim.learning_rate"
+                )
+            out[f"rank_{side}"] = ranks
+        return out
+
+    def _batches(self, relation: np.ndarray) -> Iterator[np.ndarray]:
+        """Places of the triples, so many at a time."""
+        if not self._grouped:
+            yield from np.split(
+                np.arange(len(relation)), range(self.batch, len(relation), self.batch)
+            )
+            return
+        order = np.argsort(relation, kind="stable")
+        for own in np.split(order, np.flatnonzero(np.diff(relation[order])) + 1):
+            yield from np.split(own, range(self.batch, len(own), self.batch))
+
+    def _queries(self, columns: np.ndarray, inverse: bool) -> dict[str, np.ndarray]:
+        """Padded arrays of the queries, and their known answers as (row, column) pairs."""
+        count, b = len(columns), self.batch
+        whole = columns[np.minimum(np.arange(b), count - 1)]
+        turned = np.full(b, inverse)
+        spans = self._known.spans(whole[:count, 0], whole[:count, 1], turned[:count])
+        lengths = spans[:, 1] - spans[:, 0]
+        total = int(lengths.sum())
+        padded = -(-max(total, 1) // FILTER) * FILTER
+        row, column = np.full(padded, b, np.int32), np.zeros(padded, np.int32)
+        row[:total] = np.repeat(np.arange(count), lengths)
+        within = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        column[:total] = self._known.answers[np.repeat(spans[:, 0], lengths) + within]
+        return {
+            "source": whole[:, 0],
+            "relation": whole[:, 1],
+            "inverse": turned,
+            "answer": whole[:, 2],
+            "row": row,
+            "column": column,
+        }
+
+
+def by_relation(rows: dict[str, np.ndarray], names: Any) -> list[dict[str, Any]]:
+    """A record for each relation, most frequent first: triples, mrr and hits@10 of either side."""
+    relation = rows["relation"]
+    count = np.bincount(relation, minlength=len(names))
+    out = []
+    for number in np.argsort(-count, kind="stable"):
+        if not count[number]:
+            break
+        record = {"relation": names[int(number)], "triples": int(count[number])}
+        for side in ("head", "tail"):
+            ranks = rows[f"rank_{side}"][relation == number]
+            record[f"{side}/mrr"] = float(np.mean(1 / ranks))
+            record[f"{side}/hits@10"] = float(np.mean(ranks <= 10))
+        out.append(record)
+    return out
