@@ -63,10 +63,9 @@ class TripleScorer(nnx.Module):
         if config.model == "rotate":
             first = _uniform_phase
         self.relation = param((count, out), ("relation", "graph"), first)
-        self.project = None
-        if config.model == "transr":
-            shape = (relations, config.width, out)
-            self.project = param(shape, ("relation", "graph", None), _near_identity)
+        shape, axes = (relations, config.width, out), ("relation", "graph", None)
+        transr = config.model == "transr"
+        self.project = param(shape, axes, _near_identity) if transr else None
 
     def query(
         self, source_gcw: jax.Array, relation_gc: jax.Array, inverse_gc: jax.Array
