@@ -50,6 +50,17 @@ def finished(files):
     return config, folder, train(config, folder, quiet=True)
 
 
+def student_of(config, teacher):
+    """Without a graph, in four steps: one compiled program for all tests."""
+    distill = DistillConfig(teacher=str(teacher), weight=1.0)
+    return replace(
+        config,
+        fusion=FusionConfig(kind="none"),
+        objective=ObjectiveConfig(task=0.0, distill=distill),
+        optim=replace(config.optim, steps=4),
+    )
+
+
 def last_state(folder):
     """The state of the last checkpoint."""
     trainer = Trainer(load_parts(folder))
@@ -256,9 +267,7 @@ def test_a_teacher_trained_again_is_other_data(finished, files, tmp_path):
     config, folder, _ = finished
     teacher, run = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(folder, teacher)
-    distill = DistillConfig(teacher=str(teacher), weight=1.0)
-    student = replace(config, objective=ObjectiveConfig(distill=distill))
-    student = replace(student, optim=replace(config.optim, steps=4))
+    student = student_of(config, teacher)
     train(student, run, quiet=True)
     (run / "summary.json").unlink()
     inputs = json.loads((run / "inputs.json").read_text())
@@ -313,13 +322,7 @@ def test_a_directory_of_other_things_is_left_alone(files, tmp_path):
 
 def test_a_student_without_a_graph_learns_from_a_run(finished, files, tmp_path):
     config, folder, _ = finished
-    distill = DistillConfig(teacher=str(folder), weight=1.0)
-    student = replace(
-        config,
-        fusion=FusionConfig(kind="none"),
-        objective=ObjectiveConfig(task=0.0, distill=distill),
-        optim=replace(config.optim, steps=4),
-    )
+    student = student_of(config, folder)
     train(student, tmp_path / "student", quiet=True)
     lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
     assert "loss/distill" in json.loads(lines[0])
