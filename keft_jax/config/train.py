@@ -140,8 +140,18 @@ class MeshConfig:
     tensor: int = 1
     parallel: Literal["jit", "pmap"] = "jit"
     """pmap: every device on `data`, parameters replicated, as jax.pmap lays them out."""
+    rows: Literal["auto", "gather", "all_to_all"] = "auto"
+    """How rows of tables with optim.tables=rows reach the devices that want them. gather: the
+    compiler's way, whose traffic grows with the mesh. all_to_all: each device asks the owners for
+    its own rows alone; other parameters are whole on every device during the step. auto: all_to_all
+    above 16 devices."""
+    rows_slack: float = 2.0
+    """Slots for rows between two devices with all_to_all, as a factor on the mean. Rows that find
+    none count as `row_overflow`: they read as zeros and learn nothing in that step. 0: a slot for
+    each, at the price of more traffic."""
 
     def __post_init__(self) -> None:
+        check(self.rows_slack >= 0, "mesh.rows_slack", self.rows_slack, "use 0 (no limit) or more")
         sizes = (self.data, self.fsdp, self.tensor)
         check(min(sizes) >= 0, "mesh", sizes, "use 0 (what is left) or more")
         check(sizes.count(0) <= 1, "mesh", sizes, "only one axis can take the devices left")

@@ -34,15 +34,17 @@ class Route:
     axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
 
-def default_capacity(unique: int, chips: int) -> int:
-    """Slots for each (chip, owner): min(u, 2 ceil(u / chips) + 16), u on one chip.
+def default_capacity(unique: int, chips: int, slack: float = 2.0) -> int:
+    """Slots for each (chip, owner): min(u, slack ceil(u / chips) + 16), u on one chip; with slack 0
+    u, and nothing can overflow.
 
     Twice the mean of evenly spread ids; the 16 are for its Poisson tail where the mean is small (a
     larger minimum would let traffic grow with the mesh). A table in order of frequency does not
-    spread them: up to half of Zipf-distributed ids then find no slot, so shuffle its rows. With
-    capacity >= u nothing can overflow.
+    spread them: up to half of Zipf-distributed ids then find no slot.
     """
-    return min(unique, 2 * math.ceil(unique / chips) + 16)
+    if slack == 0:
+        return unique
+    return min(unique, math.ceil(slack * math.ceil(unique / chips)) + 16)
 
 
 def fetch(
