@@ -113,7 +113,7 @@ def print_summary(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
     console = rich.console.Console(emoji=False)
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width to keep to
-    names = list(next(iter(summary["scores"].values())))
+    names = [name for name in next(iter(summary["scores"].values())) if "/" not in name]
     linked = summary["task"] != "link_prediction"
     table = rich.table.Table(
         *("split", "examples", *(["linked"] if linked else []), *names),
