@@ -14,7 +14,7 @@ from keft_jax.train.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT.parent / "shared/data"
-SMALL = EncoderConfig(layers=2, width=16, heads=2, mlp=32)
+SMALL = EncoderConfig(width=16, heads=2, mlp=32)
 """In the place of a pre-trained encoder: what loads one is tested with it."""
 SCORED = 60  # test examples
 
@@ -48,7 +48,10 @@ def test_two_steps(file, tmp_path, monkeypatch):
     config = dataclasses.replace(
         config,
         data=data,
-        encoder=SMALL if config.encoder.pretrained else config.encoder,
+        encoder=dataclasses.replace(
+            SMALL if config.encoder.pretrained else config.encoder, layers=1
+        ),
+        graph=dataclasses.replace(config.graph, layers=1),
         optim=dataclasses.replace(config.optim, steps=2),
     )
     generate(config)
