@@ -28,6 +28,7 @@ from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
 
 Scalars = dict[str, float]
+SHOWN = 32  # examples of a bad step that its message names
 
 
 P = TypeVar("P", Parts, TripleParts)
@@ -164,10 +165,12 @@ def fit(
         scalars = {k: float(s / w) for k, (s, w) in jax.device_get(metrics).items()}
         bad = [k for k in ("loss/total", "grad_norm") if not np.isfinite(scalars[k])]
         if bad:
-            batch = [train.examples[i] for i in indices]
+            batch = [train.examples[i] for i in indices[:SHOWN]]
+            more = f" and {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
             raise NotFiniteError(
                 f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples "
-                f"{', '.join(str(e.id) for e in batch)} ({', '.join(e.where for e in batch[:4])}"
+                f"{', '.join(str(e.id) for e in batch)}{more} "
+                f"({', '.join(e.where for e in batch[:4])}"
                 f"{', ...' if len(batch) > 4 else ''}); lower optim.learning_rate or look at "
                 "these examples. Checkpoints stay as they were"
             )
