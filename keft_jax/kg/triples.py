@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keft_jax.config import KeftError
-from keft_jax.kg import io
-from keft_jax.kg.columns import Column, plain_strings, read_columns, to_names
+from keft_jax.kg import disk, io
+from keft_jax.kg.columns import (
+    Column,
+    line_of,
+    map_strings,
+    plain_strings,
+    read_columns,
+    to_arrow,
+    to_names,
+)
+from keft_jax.kg.find import find_ids
 from keft_jax.kg.layouts import Layout, Rows, find_layout
 
 TRAIN, SELECT, TEST = "train", "select", "test"
@@ -120,6 +130,62 @@ def read_splits(
         labels=to_names(labels),
         report=SplitsReport(reports, counted, report, named),
     )
+
+
+@dataclass(frozen=True)
+class KnownTriples:
+    """Triples of a file in the numbering of a graph."""
+
+    triples: np.ndarray  # int32[t, 3]: head, relation, tail; each once
+    unknown: int
+    """Triples left out because the graph has no such entity."""
+    notes: list[str]
+    """A line for each thing that the user should know of."""
+
+
+def read_known(path: str | Path, entities: Sequence[str], relations: Sequence[str]) -> KnownTriples:
+    """Triples of a file (or of a graph's folder) by the identifiers of a graph that is there.
+
+    KeftError, with file:line, for a relation that it lacks; as `read_splits` for a file that cannot
+    be read; and where no triple has two of its entities.
+    """
+    import pyarrow.compute as pc
+
+    file = Path(path)
+    if file.is_dir() and not disk.is_graph(file):
+        raise KeftError(f"{file}: a folder; name the file of head, relation, tail in it")
+    ((columns, report),) = find_layout(file).read([file])
+
+    def place(row: int) -> str:
+        return str(file) if file.is_dir() else f"{file}:{line_of(file, io.TRIPLE, row)}"
+
+    def number(strings: Any, names: Any) -> np.ndarray:
+        return np.asarray(pc.fill_null(pc.index_in(strings, value_set=names), -1))
+
+    tables = [to_arrow(names) for names in (entities, relations, entities)]
+    pairs = zip(columns, tables, strict=True)
+    ids = np.stack([map_strings(x, partial(number, names=names)) for x, names in pairs], axis=1)
+    for row in np.flatnonzero(ids[:, 1] < 0)[:1].tolist():
+        find_ids([columns[1][row].as_py()], relations, thing="relation", places=[place(row)])
+    bad = np.flatnonzero((ids < 0).any(1))
+    notes = []
+    for row in bad[:1].tolist():
+        entity = columns[0 if ids[row, 0] < 0 else 2][row].as_py()
+        first = f"the first {place(row)}: {entity!r}"
+        if len(bad) == len(ids):
+            raise KeftError(
+                f"{file}: none of its {len(ids):,} triples has two known entities ({first}, known "
+                f"are names like {entities[0]!r}); give identifiers as in training"
+            )
+        notes.append(
+            f"{file}: {len(bad):,} of {len(ids):,} triples LEFT OUT, as an entity that training "
+            f"had in no split has no vector, {first}"
+        )
+    triples = np.delete(ids, bad, axis=0).astype(np.int32)
+    kept = _first_of_each(triples, len(relations))
+    report.duplicates = len(triples) - len(kept)
+    notes += SplitsReport({str(file): report}, {}).notes()
+    return KnownTriples(triples[kept], len(bad), notes)
 
 
 def _name_splits(
