@@ -12,12 +12,18 @@ from keft_jax.config import Config, KeftError
 
 if TYPE_CHECKING:
     from keft_jax.kg import KG
+    from keft_jax.link import LinkPredictor
     from keft_jax.predict import Predictor, load
 
 __version__ = "0.1.0"
-__all__ = ["KG", "Config", "KeftError", "Predictor", "load"]
+__all__ = ["KG", "Config", "KeftError", "LinkPredictor", "Predictor", "load"]
 
-_WHERE = {"KG": "keft_jax.kg", "Predictor": "keft_jax.predict", "load": "keft_jax.predict"}
+_WHERE = {
+    "KG": "keft_jax.kg",
+    "LinkPredictor": "keft_jax.link",
+    "Predictor": "keft_jax.predict",
+    "load": "keft_jax.predict",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from keft_jax.cli_run import evaluate, export, predict, similar
 from keft_jax.config import KeftError, check
 from keft_jax.options import ConfigOptions, config_stem, parse, run_main, take_config
 
@@ -127,61 +128,6 @@ def gain_merge(argv: Sequence[str]) -> int:
     from keft_jax.gain.run import merge_tables
 
     merge_tables([Path(t) for t in own.tables], Path(own.out))
-    return 0
-
-
-@dataclass(frozen=True)
-class OnData:
-    """Asks a trained run."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """A run's directory."""
-    data: str
-    """A file with the fields of the run's data config; - for standard input."""
-    kg: str = ""
-    """Another graph, or another version of the run's own: a folder from `keft kg build`."""
-
-
-def _load(own: OnData) -> tuple[Any, Any]:
-    import keft_jax
-
-    return keft_jax.load(own.run), keft_jax.KG.load(own.kg) if own.kg else None
-
-
-def evaluate(argv: Sequence[str]) -> int:
-    """Metrics as JSON, the last line of stdout."""
-    own = parse(OnData, argv, prog="keft evaluate")
-    model, kg = _load(own)
-    print(json.dumps(model.evaluate(own.data, kg)))
-    return 0
-
-
-def predict(argv: Sequence[str]) -> int:
-    """A JSON line for each text."""
-    own = parse(OnData, argv, prog="keft predict")
-    model, kg = _load(own)
-    for record in model.predict(model.read(own.data), kg):
-        print(json.dumps(record, ensure_ascii=False))
-    return 0
-
-
-@dataclass(frozen=True)
-class Export:
-    """Writes a trained run as a folder that transformers loads: the text encoder and its tokenizer.
-    What else the run has learned is in OUT/knowledge; keft_jax.load(OUT) gives all of it back."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """A run's directory."""
-    out: str
-    """Folder to write; must not be there, or be empty."""
-
-
-def export(argv: Sequence[str]) -> int:
-    own = parse(Export, argv, prog="keft export")
-    from keft_jax.export import export as write
-
-    write(own.run, own.out)
-    Console(stderr=True, highlight=False, emoji=False).print(f"exported to {own.out}", markup=False)
     return 0
 
 
@@ -345,7 +291,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "bench": (bench, "what a training step takes, and what its knowledge costs"),
     "evaluate": (evaluate, "a run's metrics on a labelled file, as JSON"),
     "predict": (predict, "a run's answers, as JSON lines"),
-    "export": (export, "a run as a folder that transformers loads"),
+    "similar": (similar, "the nearest entities in a run's vectors, or in embeddings"),
+    "export": (export, "a run as a folder that transformers loads, or as embeddings"),
 }
 
 

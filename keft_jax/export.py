@@ -25,10 +25,12 @@ from jax.sharding import Mesh
 from keft_jax.config import KeftError, MeshConfig
 from keft_jax.data.tokenize import save_for_transformers
 from keft_jax.files import write_atomic
+from keft_jax.kg.embeddings import write_embeddings
+from keft_jax.link import load_links
 from keft_jax.models.functional import paths
 from keft_jax.models.pretrained import flat, load_weights, save_weights
 from keft_jax.sharding import make_mesh
-from keft_jax.train.parts import Parts, load_parts, save_parts
+from keft_jax.train.parts import Parts, load_parts, load_run_config, save_parts
 from keft_jax.train.run import load_run
 
 KNOWLEDGE, PARAMETERS = "knowledge", "parameters.safetensors"
@@ -37,8 +39,14 @@ KNOWLEDGE, PARAMETERS = "knowledge", "parameters.safetensors"
 def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """Writes the best parameters of a run's directory as `out`, whole or not at all.
 
-    Raises KeftError where `run` is no run, and where `out` is there and not an empty folder.
+    Raises KeftError where `run` is no run on text, and where `out` is there and not an empty
+    folder.
     """
+    if _is_link_prediction(run):
+        raise KeftError(
+            f"{run}: a run of link prediction, which has no text encoder; add --embeddings to "
+            "write its vectors"
+        )
     folder = Path(os.path.abspath(out))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KeftError(f"--out {out}: is there already; name another folder, or remove this one")
@@ -54,6 +62,21 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def export_embeddings(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Writes the vectors of a run of link prediction as `out`, for `kg.embeddings.read_embeddings`
+    and anyone else. Raises KeftError as `export`."""
+    if not _is_link_prediction(run):
+        raise KeftError(
+            f"{run}: a run on text, whose rows mean nothing without its encoder; leave out "
+            "--embeddings to export both"
+        )
+    write_embeddings(Path(out), load_links(run).embeddings)
+
+
+def _is_link_prediction(run: str | os.PathLike[str]) -> bool:
+    return load_run_config(Path(run)).task.kind == "link_prediction"
 
 
 def _write(parts: Parts, params: Any, folder: Path) -> None:

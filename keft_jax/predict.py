@@ -18,9 +18,10 @@ from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example, examples_from, read_examples
 from keft_jax.export import is_export, load_export
 from keft_jax.kg.store import KG
+from keft_jax.link import LinkPredictor, load_links
 from keft_jax.sharding import make_mesh
 from keft_jax.train.evaluator import Evaluator, refuse_not_finite
-from keft_jax.train.parts import Parts
+from keft_jax.train.parts import Parts, load_run_config
 from keft_jax.train.run import load_run
 
 TOP = 5  # answers that a prediction lists
@@ -62,17 +63,23 @@ class Predictor:
         return self._ready[key]
 
     def predict(
-        self, texts: Iterable[str | Mapping[str, Any] | Example], kg: KG | None = None
+        self,
+        texts: Iterable[str | Mapping[str, Any] | Example],
+        kg: KG | None = None,
+        *,
+        top: int = TOP,
     ) -> list[dict[str, Any]]:
         """One record for each text (or dict with the fields of the run's data config):
 
-        {"text", "answer", "probability", "answers": [[name, probability], ...] best first,
+        {"text", "answer", "probability", "answers": `top` [name, probability], best first,
         "set": the names that together are the answer (100 at most),
         "mentions": [[start, end, entity], ...]}
 
         Raises KeftError for a text that cannot be read and for a graph with unknown relations,
         NotFiniteError where the model's outputs are no numbers.
         """
+        if not 1 <= top <= MOST:
+            raise KeftError(f"--top {top}: use 1 to {MOST}")
         items = list(texts)
         given = [item for item in items if not isinstance(item, Example)]
         examples = (
@@ -87,13 +94,13 @@ class Predictor:
                 f"task.kind = {self._own.config.task.kind!r}: has no answers to give; `keft "
                 "evaluate` scores it, `keft export` writes a folder that transformers loads"
             )
-        evaluator, top = self._on(kg)
+        evaluator, best_of = self._on(kg)
         dataset, parts = self._dataset(evaluator.parts, examples), evaluator.parts
         out: list[dict[str, Any]] = [{} for _ in examples]
         config = parts.config
         for length, numbers in eval_batches(dataset.lengths, evaluator.batch, config.data.buckets):
             batch = evaluator.put(dataset.batch(length, numbers))
-            best = top(self._params, batch, evaluator.names)
+            best = best_of(self._params, batch, evaluator.names)
             values, ids = (np.asarray(x)[numbers >= 0] for x in best)
             real = [int(number) for number in numbers if number >= 0]
             refuse_not_finite(values, [dataset.examples[number] for number in real])
@@ -102,11 +109,16 @@ class Predictor:
                     (parts.task.choices[int(i)], float(p))
                     for i, p in zip(ids[row], values[row], strict=True)
                 ]
-                out[number] = self._record(dataset, number, answers, parts)
+                out[number] = self._record(dataset, number, answers, parts, top)
         return out
 
     def _record(
-        self, dataset: Dataset, number: int, answers: list[tuple[str, float]], parts: Parts
+        self,
+        dataset: Dataset,
+        number: int,
+        answers: list[tuple[str, float]],
+        parts: Parts,
+        top: int,
     ) -> dict[str, Any]:
         example, best = dataset.examples[number], answers[0]
         names = parts.knowledge.kg.names
@@ -118,7 +130,7 @@ class Predictor:
             "text": example.text,
             "answer": best[0],
             "probability": round(best[1], 6),
-            "answers": [[name, round(p, 6)] for name, p in answers[:TOP]],
+            "answers": [[name, round(p, 6)] for name, p in answers[:top]],
             "set": [name for name, p in answers if p >= share * best[1]],
             "mentions": mentions,
         }
@@ -143,8 +155,11 @@ class Predictor:
         return read_examples(str(path), self._own.config.data)
 
 
-def load(run: str | os.PathLike[str]) -> Predictor:
+def load(run: str | os.PathLike[str]) -> Predictor | LinkPredictor:
     """The trained model of a run's directory, or of what `keft export` made of one. Raises
     KeftError where it is neither."""
-    read = load_export if is_export(Path(run)) else load_run
-    return Predictor(*read(run, make_mesh(ONE)))
+    if is_export(Path(run)):
+        return Predictor(*load_export(run, make_mesh(ONE)))
+    if load_run_config(Path(run)).task.kind == "link_prediction":
+        return load_links(run)
+    return Predictor(*load_run(run, make_mesh(ONE)))

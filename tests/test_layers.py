@@ -14,11 +14,11 @@ ORDER = (
     ("models",),
     ("tasks",),
     ("train",),
-    ("explain", "predict", "export"),
+    ("explain", "predict", "export", "link"),
     ("gain",),
     ("bench", "init", "doctor"),
     ("__init__",),
-    ("options", "cli"),
+    ("options", "cli", "cli_run"),
 )
 """Lowest first; a module may import its own layer and those before it."""
 HEIGHT = {name: height for height, names in enumerate(ORDER) for name in names}

@@ -196,6 +196,12 @@ class TripleModel(nnx.Module):
         table = use(self.entity)
         return TripleOutput(score_queries(self.scorer, target, table, self.entities))
 
+    def scores(self, source_b: jax.Array, relation_b: jax.Array, inverse_b: jax.Array) -> jax.Array:
+        """f32[b, n]: of all entities as answers. For transr all queries have one relation."""
+        table, relation = use(self.entity), relation_b[None]
+        q = self.scorer.query(table[source_b][None], relation, inverse_b[None])
+        return self.scorer.shared(q, relation, table[None, : self.entities], "float32")[0]
+
     def rank(
         self,
         source_b: jax.Array,

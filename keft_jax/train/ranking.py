@@ -7,7 +7,7 @@ queries against a block of entities at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,9 +48,15 @@ class Ranker:
 
         self._rank = jax.jit(rank, out_shardings=replicated(mesh))
 
-    def evaluate(self, params: Any, dataset: TripleDataset) -> dict[str, np.ndarray]:
+    def evaluate(
+        self,
+        params: Any,
+        dataset: TripleDataset,
+        advance: Callable[[int], object] = lambda queries: None,
+    ) -> dict[str, np.ndarray]:
         """`rank_tail`, `rank_head` f64[t] of a split's triples in their order, and `relation`.
-        Raises KeftError where a score is not finite."""
+        advance: is told of each batch how many queries it has, two for a triple in all. Raises
+        KeftError where a score is not finite."""
         triples = np.asarray(dataset.triples)
         out: dict[str, np.ndarray] = {"relation": triples[:, 1]}
         for side, inverse in (("tail", False), ("head", True)):
@@ -63,6 +69,7 @@ class Ranker:
                 if waiting is not None:  # one batch ahead of the device
                     ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
                 waiting = ahead
+                advance(len(places))
             if waiting is not None:
                 ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
             bad = np.flatnonzero(~np.isfinite(ranks))
