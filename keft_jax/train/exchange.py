@@ -14,13 +14,77 @@ Shapes: r rows a chip, u ids a chip, k rows a chip may be asked for, d width.
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import dataclass
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from keft_jax.config import Config, KeftError
 from keft_jax.sharding import MESH_AXES
+
+logger = logging.getLogger(__name__)
+
+GATHER_UP_TO = 16  # devices; above, the traffic of plain gathers is the larger
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """That rows move by all_to_all, and over which mesh."""
+
+    mesh: Mesh
+    slack: float = 2.0
+
+    @property
+    def chips(self) -> int:
+        return self.mesh.size
+
+    def capacity(self, unique: int) -> int:
+        return default_capacity(unique, self.chips, self.slack)
+
+
+def choose_exchange(config: Config, mesh: Mesh) -> Exchange | None:
+    """As `mesh.rows` says; None: plain gathers. Raises KeftError where it asks for all_to_all and
+    the batch cannot be cut over all devices."""
+    how = config.mesh.rows
+    if config.optim.tables != "rows" or how == "gather":
+        return None
+    if how == "auto" and mesh.size <= GATHER_UP_TO:
+        return None
+    obstacle = _obstacle(config, mesh)
+    if not obstacle:
+        return Exchange(mesh, config.mesh.rows_slack)
+    if how == "all_to_all":
+        raise KeftError(f"mesh.rows = 'all_to_all': {obstacle}; or use mesh.rows=gather")
+    logger.warning(
+        "mesh.rows = 'auto': plain gathers, whose traffic grows with the %d devices, since %s",
+        mesh.size,
+        obstacle,
+    )
+    return None
+
+
+def _obstacle(config: Config, mesh: Mesh) -> str:
+    """What keeps the batch from being cut over all devices, and the remedy; empty: nothing."""
+    chips, batch, share = mesh.size, config.optim.batch // config.optim.accumulate, config.kge.share
+    if config.task.kind != "link_prediction" and mesh.shape["tensor"] > 1:
+        return (
+            f"mesh.tensor = {mesh.shape['tensor']} cuts the text model, not the batch; set it to 1"
+        )
+    if batch % chips:
+        return (
+            f"optim.batch / optim.accumulate = {batch} must be a multiple of the {chips} devices; "
+            "change optim.batch"
+        )
+    if config.task.kind == "link_prediction" and (not share or batch // share % chips):
+        return (
+            f"kge.share = {share} must cut optim.batch = {batch} into groups, as many on each of "
+            f"the {chips} devices; use a divisor of {batch // chips}"
+        )
+    return ""
 
 
 @flax.struct.dataclass

@@ -3,6 +3,7 @@ best parameters. The same code serves `train.py` and every cell of the gain tabl
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import load_weights, locate, overlay
 from keft_jax.sharding import batch_sharding, make_mesh, replicated
 from keft_jax.train.evaluator import Evaluator, NotFiniteError
+from keft_jax.train.exchange import choose_exchange
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
 from keft_jax.train.parts import Parts
@@ -26,6 +28,8 @@ from keft_jax.train.rows import without
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
+
+logger = logging.getLogger(__name__)
 
 Scalars = dict[str, float]
 SHOWN = 32  # examples of a bad step that its message names
@@ -59,7 +63,9 @@ class Trainer(Generic[P]):
             out_shardings=self.shardings,
         )
         self.train_step = compile_train_step(
-            make_train_step(objective, self.tx, config.optim), self.shardings, self.mesh
+            make_train_step(objective, self.tx, config.optim, choose_exchange(config, self.mesh)),
+            self.shardings,
+            self.mesh,
         )
         self._given = parts.frozen(self.mesh)
         self._teacher = {"teacher": teacher[1]} if teacher else {}
@@ -150,6 +156,7 @@ def fit(
     plan = make_plan(config, train, seed)
     frozen = trainer.frozen(learning_rate)
     metric = config.eval.metric or trainer.parts.task.metrics[0]
+    warn_of_overflow = OverflowWarning()
     waiting: tuple[int, np.ndarray, Any] | None = None
     best_params, interrupted, begin = None, False, time.perf_counter()
     first, mark = int(state.step), (int(state.step), begin)
@@ -178,6 +185,7 @@ def fit(
         if not early:
             scalars["examples_per_s"] = config.optim.batch * (step - mark[0]) / (now - mark[1])
         mark = (step, now)
+        warn_of_overflow(step, scalars.get("row_overflow", 0.0))
         hooks.log(step, scalars)
 
     # A run that had stopped early stays stopped.
@@ -223,6 +231,24 @@ def fit(
     if select is None:
         best_params = state.model_params
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
+
+
+class OverflowWarning:
+    """Says that rows were lost, at once and then no more often than every thousand steps."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def __call__(self, step: int, rows: float) -> None:
+        if rows > 0 and step >= self._next:
+            self._next = step + 1000
+            logger.warning(
+                "step %d: %d rows of tables found no slot between devices; they read as zeros and "
+                "learn nothing there (`row_overflow` in the metrics counts them): raise "
+                "mesh.rows_slack, or set mesh.rows_slack=0 for a slot for each",
+                step,
+                rows,
+            )
 
 
 def make_plan(config: Config, train: Any, seed: int) -> BatchPlan:

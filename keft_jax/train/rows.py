@@ -9,6 +9,10 @@ the table is ever computed or copied.
 Against the dense optimizer: `adagrad` is the same (a row without gradient does not move there
 either), `adam` is *lazy* Adam: moments of a row that is not in the batch neither decay nor move it.
 Weight decay and clipping by the global norm are not for these tables.
+
+On a mesh the table is cut by rows over all devices. Either the partitioner moves rows (plain
+gathers and scatters, for small meshes), or an `Exchange` does, inside `shard_map`: then what is
+here sees one chip's block of the table and one chip's part of the batch.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import jax.numpy as jnp
 
 from keft_jax.config import OptimConfig
 from keft_jax.models.functional import Model, Tree
+from keft_jax.train.exchange import Exchange, Route, fetch, send
 
 
 @flax.struct.dataclass
@@ -36,6 +41,7 @@ class RowsOf:
 
     ids: jax.Array  # i32[u], rising; n and above where there are fewer than u
     value: jax.Array  # f32[u, ...]
+    route: Route | None  # how they came from their owners; None: by a plain gather
 
 
 def make_tables(config: OptimConfig, params: Tree, paths: tuple[str, ...]) -> dict[str, RowTable]:
@@ -48,9 +54,13 @@ def make_tables(config: OptimConfig, params: Tree, paths: tuple[str, ...]) -> di
 
 
 def fetch_rows(
-    model: Model, tables: Mapping[str, RowTable], views: dict[str, Any]
+    model: Model,
+    tables: Mapping[str, RowTable],
+    views: dict[str, Any],
+    exchange: Exchange | None = None,
 ) -> tuple[dict[str, Any], dict[str, RowsOf]]:
-    """(the views with their ids renumbered, the rows they mean). Views share the fetched rows."""
+    """(the views with their ids renumbered, the rows they mean). Views share the fetched rows.
+    exchange: the tables are this chip's blocks, the views its part of the batch."""
     if not tables:
         return views, {}
     wanted: dict[str, list[jax.Array]] = {path: [] for path in tables}
@@ -64,13 +74,16 @@ def fetch_rows(
         model.module.map_rows(view, collect)
     rows = {}
     for path, table in tables.items():
-        limit = len(table.value)
+        limit = len(table.value) * (exchange.chips if exchange else 1)
         asked = jnp.concatenate(wanted[path])
         asked = jnp.where(asked < 0, limit, asked)  # -1: no entity
         ids = jnp.unique(asked, size=min(len(asked), limit + 1), fill_value=limit)
         # Each number once, those out of range too: the scatter is told so.
         ids = jnp.where(ids < limit, ids, limit + jnp.arange(len(ids)))
-        rows[path] = RowsOf(ids, table.value.at[ids].get(mode="fill", fill_value=0))
+        if exchange is None:
+            rows[path] = RowsOf(ids, _take(table.value, ids), None)
+        else:
+            rows[path] = RowsOf(ids, *fetch(table.value, ids, exchange.capacity(len(ids))))
 
     def renumber(path: str, ids: Any) -> Any:
         if path not in rows:
@@ -81,20 +94,30 @@ def fetch_rows(
     return {name: model.module.map_rows(view, renumber) for name, view in views.items()}, rows
 
 
+def collect(rows: RowsOf, grads: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where to change the table, and the gradients there: (i32[k], f32[k, ...]). With a route: of
+    this chip's block, summed over all chips."""
+    return (rows.ids, grads) if rows.route is None else send(grads, rows.route)
+
+
 def update_rows(
-    config: OptimConfig, table: RowTable, rows: RowsOf, grads: jax.Array, step: Any, rate: Any
+    config: OptimConfig, table: RowTable, ids: jax.Array, grads: jax.Array, step: Any, rate: Any
 ) -> RowTable:
-    """One optimizer step on these rows. step: from 1 on; rate: the learning rate now."""
-    ids = rows.ids
-    old = {m: x.at[ids].get(mode="fill", fill_value=0) for m, x in table.moments.items()}
-    change, new = _change(config, old, grads, step)
+    """One optimizer step on these rows. ids: i32[k], rising, no two alike; those past the end of
+    the table are padding. step: from 1 on; rate: the learning rate now."""
+    change, new = _change(config, {m: _take(x, ids) for m, x in table.moments.items()}, grads, step)
 
     def write(whole: jax.Array, part: jax.Array) -> jax.Array:
         return whole.at[ids].set(part, mode="drop", unique_indices=True, indices_are_sorted=True)
 
-    # `set` of what was fetched, not `add`: a scatter-add is slow on some GPUs.
-    value = write(table.value, rows.value - rate * change)
+    # `set`, not `add`: a scatter-add is slow on some GPUs.
+    value = write(table.value, _take(table.value, ids) - rate * change)
     return RowTable(value, {m: write(table.moments[m], x) for m, x in new.items()})
+
+
+def _take(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows; zeros past the end of the table."""
+    return table.at[ids].get(mode="fill", fill_value=0)
 
 
 def _change(

@@ -11,22 +11,28 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from keft_jax.config import OptimConfig
 from keft_jax.data.batch import Batch
 from keft_jax.models.functional import Model
-from keft_jax.sharding import batch_sharding, on_mesh, replicated
+from keft_jax.sharding import MESH_AXES, batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
+from keft_jax.train.exchange import Exchange
 from keft_jax.train.objective import Frozen, Metrics, Objective
 from keft_jax.train.optim import schedule, stop_frozen
-from keft_jax.train.rows import at, fetch_rows, put_at, update_rows, without
+from keft_jax.train.rows import RowTable, at, collect, fetch_rows, put_at, update_rows, without
 from keft_jax.train.state import State
 
 
 def make_train_step(
-    objective: Objective, tx: optax.GradientTransformation, config: OptimConfig
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    config: OptimConfig,
+    exchange: Exchange | None = None,
 ) -> Callable[[State, Frozen, Batch], tuple[State, Metrics]]:
-    """`frozen` holds `learning_rate` (the peak), `names`, and whatever the terms read."""
+    """`frozen` holds `learning_rate` (the peak), `names`, and whatever the terms read. exchange:
+    how rows of tables move between chips; None: as the partitioner has it."""
 
     accumulate, rising = config.accumulate, schedule(config)
 
@@ -56,21 +62,66 @@ def make_train_step(
         metrics = {name: (s, w / accumulate) for name, (s, w) in metrics.items()}
         return grads, metrics
 
+    axes = MESH_AXES if exchange else ()
+
+    def over_chips(x: Any) -> Any:
+        return jax.lax.psum(x, axes)
+
+    def backward(
+        params: Any,
+        tables: dict[str, RowTable],
+        frozen: Frozen,
+        shown: Any,
+        totals: Any,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Any, dict[str, RowTable], Metrics]:
+        """(gradients of the parameters, the tables after the step, metrics). With an exchange: on
+        one chip, of its part of what is shown."""
+        renumbered, rows = fetch_rows(objective.model, tables, shown, exchange)
+        views = {name: (shown[name], renumbered[name]) for name in shown}
+        whole = put_at(params, {path: r.value for path, r in rows.items()})
+        grads, metrics = gradients(whole, frozen, views, totals, key)
+        sent = {path: collect(r, at(grads, path)) for path, r in rows.items()}
+        grads = over_chips(without(grads, tuple(tables)))
+        metrics = {name: (over_chips(s), w) for name, (s, w) in metrics.items()}
+        square = over_chips(optax.tree.norm([g for _, g in sent.values()], squared=True))
+        square += optax.tree.norm(grads, squared=True)
+        metrics["grad_norm"] = (jnp.sqrt(square), jnp.ones(()))
+        if exchange:
+            lost = sum(r.route.overflow for r in rows.values() if r.route)
+            metrics["row_overflow"] = (over_chips(jnp.float32(lost)), jnp.ones(()))
+        rate = frozen["learning_rate"] * rising(step)
+        tables = {
+            path: update_rows(config, table, *sent[path], step + 1, rate)
+            for path, table in tables.items()
+        }
+        return grads, tables, metrics
+
+    def on_chip(params: Any, tables: Any, frozen: Any, shown: Any, totals: Any, key: Any, n: Any):
+        key = jax.random.fold_in(key, jax.lax.axis_index(MESH_AXES))  # dropout of its own
+        with on_mesh(None):
+            return backward(params, tables, frozen, shown, totals, key, n)
+
     def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        # Sums over the batch and draws for it come before it is cut: they are those of one device.
         totals = objective.totals(batch)
         shown = objective.views(batch, frozen, key)
-        renumbered, rows = fetch_rows(objective.model, state.tables, shown)
-        views = {name: (shown[name], renumbered[name]) for name in shown}
-        params = put_at(state.params, {path: r.value for path, r in rows.items()})
-        grads, metrics = gradients(params, frozen, views, totals, key)
-        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
-        rate = frozen["learning_rate"] * rising(state.step)
-        tables = {
-            path: update_rows(config, t, rows[path], at(grads, path), state.step + 1, rate)
-            for path, t in state.tables.items()
-        }
-        grads = without(grads, tuple(tables))
+        given = (state.params, state.tables, frozen, shown, totals, key, state.step)
+        if exchange is None:
+            grads, tables, metrics = backward(*given)
+        else:
+            cut, same = P(MESH_AXES), P()
+            specs = (same, cut, same, cut, same, same, same)
+            mapped = jax.shard_map(
+                on_chip,
+                mesh=exchange.mesh,
+                in_specs=specs,
+                out_specs=(same, cut, same),
+                check_vma=False,  # models know nothing of it
+            )
+            grads, tables, metrics = mapped(*given)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
         state = dataclasses.replace(
