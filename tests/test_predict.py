@@ -71,7 +71,14 @@ def test_evaluate_and_predict_commands(trained, tmp_path, capsys, monkeypatch):
     unlabelled.write_text('{"question": "where does person3 live ?"}\n')
     assert run(["predict", str(folder / "run"), "--data", str(unlabelled)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line)["answer"] == "town3"
+    assert json.loads(line)["answer"] == "town3" and len(json.loads(line)["answers"]) == 5
+    ask = ["predict", str(folder / "run"), "--data", str(unlabelled)]
+    assert run([*ask, "--top", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"] == json.loads(line)["answers"][:2]
+    with pytest.raises(KeftError, match="--known: is for runs on link prediction"):
+        run([*ask, "--known"])
+    with pytest.raises(KeftError, match="name a file to score"):
+        run(["evaluate", str(folder / "run")])
     monkeypatch.setattr(sys, "stdin", open(unlabelled))  # noqa: SIM115
     assert run(["predict", str(folder / "run"), "--data", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["answer"] == "town3"

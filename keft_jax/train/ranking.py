@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from keft_jax.config import KeftError
 from keft_jax.data.triples import Known, TripleDataset
 from keft_jax.models.functional import Model
 from keft_jax.sharding import on_mesh, replicated
+from keft_jax.train.evaluator import NotFiniteError
 
 SCORES = 1 << 24
 """Scores in memory at a time, 4 bytes each, where a batch of queries has more than so many."""
@@ -56,7 +56,7 @@ class Ranker:
     ) -> dict[str, np.ndarray]:
         """`rank_tail`, `rank_head` f64[t] of a split's triples in their order, and `relation`.
         advance: is told of each batch how many queries it has, two for a triple in all. Raises
-        KeftError where a score is not finite."""
+        NotFiniteError where a score is not finite."""
         triples = np.asarray(dataset.triples)
         out: dict[str, np.ndarray] = {"relation": triples[:, 1]}
         for side, inverse in (("tail", False), ("head", True)):
@@ -74,7 +74,7 @@ class Ranker:
                 ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
             bad = np.flatnonzero(~np.isfinite(ranks))
             if len(bad):
-                raise KeftError(
+                raise NotFiniteError(
                     f"the scores of {len(bad)} of {len(ranks)} triples are not finite, first of "
                     f"{dataset.show(triples[bad[0]])}; train with a lower "
                     "optim.learning_rate"
