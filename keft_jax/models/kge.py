@@ -18,6 +18,8 @@ projected once.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,7 @@ from keft_jax.data.batch import QueryBatch, QueryTarget
 from keft_jax.models.functional import Initializer, param, use
 from keft_jax.sharding import shard
 
+CHUNK = 1 << 18  # numbers of a block of vectors that stays in a processor's cache
 TINY = 1e-6  # under the root of a distance: its gradient at 0 is finite
 
 
@@ -97,13 +100,18 @@ class TripleScorer(nnx.Module):
         the config's if empty."""
         if self.project is not None:
             e_gkw = self._into(e_gkw, relation_gc)
-        if q_gcx.shape[1] == 1:  # candidates of its own: nothing for a matmul to reuse
-            return self._compare(q_gcx, e_gkw[:, None])
         if self._distance == "l1":
             modulus = self.config.model == "rotate"
             return -self.config.scale * _l1_shared(q_gcx, e_gkw, modulus)
         product = matmul(q_gcx, e_gkw, dtype or self.config.dtype)
         return self._from_product(product, q_gcx[..., None, :], e_gkw[:, None])
+
+    def own(self, q_g1x: jax.Array, table: jax.Array, ids_gk: jax.Array) -> jax.Array:
+        """f32[g, 1, k]: as `shared` of table[ids], with one query in each group: nothing for a
+        matmul to reuse. Not for transr."""
+        if jax.default_backend() == "cpu":
+            return _in_chunks(self._compare, q_g1x, table, ids_gk)
+        return self._compare(q_g1x, table[ids_gk][:, None])
 
     def pairs(self, q_gcx: jax.Array, relation_gc: jax.Array, e_gcaw: jax.Array) -> jax.Array:
         """f32[g, c, a]: each query against candidates of its own."""
@@ -298,7 +306,10 @@ def score_queries(
         negative = negative if groups > 1 else shard(negative, None, "row")
         positive = jnp.take_along_axis(negative, answers, 1)
     else:
-        negative = scorer.shared(q_gcx, relation, table[drawn]).reshape(b, -1)
+        if groups == b and scorer.project is None:
+            negative = scorer.own(q_gcx, table, drawn).reshape(b, -1)
+        else:
+            negative = scorer.shared(q_gcx, relation, table[drawn]).reshape(b, -1)
         positive = scorer.pairs(q_gcx, relation, grouped(answer_baw)).reshape(answers.shape)
     penalty = jnp.zeros(b)
     if config.regularizer != "none":
@@ -380,6 +391,41 @@ def matmul(a_gcx: jax.Array, b_gkx: jax.Array, dtype: str) -> jax.Array:
     if dtype == "bfloat16":
         return _matmul_bf16(a_gcx, b_gkx)
     return jnp.einsum("gcx,gkx->gck", a_gcx, b_gkx)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_chunks(compare: Any, q_g1x: jax.Array, table: jax.Array, ids_gk: jax.Array) -> jax.Array:
+    """compare(q, table[ids]), f32[g, 1, k], in chunks that stay in the processor's cache, forwards
+    and backwards: an array [g, k, w] would be written to fresh memory, read, and written again."""
+    parts = _cut(table, q_g1x, ids_gk)
+    scores = jax.lax.map(lambda part: compare(part[0], table[part[1]][:, None]), parts)
+    return scores.swapaxes(0, 1).reshape(len(q_g1x), 1, -1)
+
+
+def _in_chunks_bwd(compare: Any, saved: Any, s_g1k: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    q_g1x, table, ids_gk = saved
+
+    def add(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        q, ids, s = part
+        to_q, to_rows = jax.vjp(compare, q, table[ids][:, None])[1](s)
+        return total.at[ids].add(to_rows[:, 0]), to_q
+
+    parts = _cut(table, q_g1x, ids_gk, s_g1k)
+    to_table, to_q = jax.lax.scan(add, jnp.zeros_like(table), parts)
+    return to_q.swapaxes(0, 1).reshape(q_g1x.shape), to_table, None
+
+
+_in_chunks.defvjp(lambda compare, *given: (_in_chunks(compare, *given), given), _in_chunks_bwd)
+
+
+def _cut(table: jax.Array, q_g1x: jax.Array, ids_gk: jax.Array, *more: jax.Array) -> Any:
+    """[g, ...] as [chunks, g / chunks, ...]. A chunk takes every so many-th, so that it lies on
+    every device."""
+    fits = max(CHUNK // (ids_gk.shape[1] * table.shape[1]), 1)
+    size = math.gcd(len(ids_gk), 1 << (fits.bit_length() - 1))
+    return tuple(
+        x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1) for x in (q_g1x, ids_gk, *more)
+    )
 
 
 def _l1_shared(q_gcx: jax.Array, e_gkx: jax.Array, modulus: bool) -> jax.Array:
