@@ -2,13 +2,15 @@
 
     python train.py --config configs/kge.py:complex_fb15k237 [--data.train=FOLDER]
 
-The argument is MODEL_DATASET[_long]. FOLDER has train.txt, valid.txt and test.txt (.gz too) of head,
+The argument is MODEL_DATASET[_long]. FOLDER has train.txt, valid.txt, test.txt (.gz too) of head,
 relation, tail; it is looked for in ../shared/data/kg. Chosen on the validation split.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from keft_jax.config import (
+    CheckpointConfig,
     Config,
     DataConfig,
     EvalConfig,
@@ -21,7 +23,7 @@ from keft_jax.config import (
 FOLDERS = {"fb15k237": "FB15k-237", "wn18rr": "WN18RR"}
 
 # All entities as candidates; queries with several answers share a row of scores.
-ALL = KgeConfig(answers=16, regularizer="n3", dtype="bfloat16")
+ALL = KgeConfig(answers=16, regularizer="n3", strength=0.05, dtype="bfloat16")
 # Negatives shared by the batch; distances as matmuls.
 DRAWN = KgeConfig(distance="l2", negatives=1024, init=0.1, dtype="bfloat16")
 
@@ -36,21 +38,36 @@ ADAGRAD = OptimConfig(
 )
 
 
-def runs(steps: int, evaluations: int = 4) -> dict:
+def runs(steps: int, evaluations: int = 4, **optim: Any) -> dict:
     """How long, and how often the validation split is scored."""
-    return {"optim": replace(ADAGRAD, steps=steps), "eval": _eval(steps, evaluations)}
-
-
-def _eval(steps: int, evaluations: int) -> EvalConfig:
-    return EvalConfig(every=-(-steps // evaluations), batch=512)
+    every = -(-steps // evaluations)
+    return {
+        "optim": replace(ADAGRAD, steps=steps, **optim),
+        "eval": EvalConfig(every=every, batch=512),
+        "checkpoint": CheckpointConfig(every=every),
+    }
 
 
 RECIPES: dict[str, dict] = {
     "complex_fb15k237": {
-        "kge": replace(ALL, model="complex", width=200, strength=0.05),
+        "kge": replace(ALL, model="complex", width=200),
         **runs(1300),
     },
+    "complex_wn18rr": {
+        "kge": replace(ALL, model="complex", width=200, answers=1, negatives=2048, strength=0.1),
+        **runs(16000, batch=256, tables="rows"),
+    },
+    "distmult_fb15k237": {"kge": replace(ALL, model="distmult", width=1000), **runs(1300)},
     "transe_fb15k237": {"kge": replace(DRAWN, model="transe", width=400), **runs(5000)},
+    "rotate_fb15k237": {"kge": replace(DRAWN, model="rotate", scale=6), **runs(7000)},
+    "transr_fb15k237": {
+        "kge": replace(DRAWN, model="transr", negatives=512, share=64, scale=4),
+        **runs(5000),
+    },
+    "rotate_wn18rr": {
+        "kge": replace(DRAWN, model="rotate", negatives=2048, scale=6),
+        **runs(12000, batch=256, tables="rows"),
+    },
 }
 
 
