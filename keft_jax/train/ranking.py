@@ -58,59 +58,67 @@ class Ranker:
         advance: is told of each batch how many queries it has, two for a triple in all. Raises
         NotFiniteError where a score is not finite."""
         triples = np.asarray(dataset.triples)
-        out: dict[str, np.ndarray] = {"relation": triples[:, 1]}
-        for side, inverse in (("tail", False), ("head", True)):
-            columns = triples[:, ::-1] if inverse else triples
-            ranks = np.full(len(triples), np.nan)
-            waiting: tuple[np.ndarray, Any] | None = None
-            for places in self._batches(triples[:, 1]):
-                queries = jax.device_put(self._queries(columns[places], inverse))
-                ahead = places, self._rank(params, queries)
-                if waiting is not None:  # one batch ahead of the device
-                    ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
-                waiting = ahead
-                advance(len(places))
-            if waiting is not None:
-                ranks[waiting[0]] = np.asarray(waiting[1])[: len(waiting[0])]
-            bad = np.flatnonzero(~np.isfinite(ranks))
-            if len(bad):
-                raise NotFiniteError(
-                    f"the scores of {len(bad)} of {len(ranks)} triples are not finite, first of "
-                    f"{dataset.show(triples[bad[0]])}; train with a lower "
-                    "optim.learning_rate"
-                )
-            out[f"rank_{side}"] = ranks
-        return out
+        sides = np.concatenate([triples, triples[:, ::-1]])  # the tails are asked for, the heads
+        inverse = np.repeat([False, True], len(triples))
+        spans = self._known.spans(sides[:, 0], sides[:, 1], inverse)
+        batches = list(self._batches(sides[:, 1], spans[:, 1] - spans[:, 0]))
+        most = max((int((spans[b, 1] - spans[b, 0]).sum()) for b in batches), default=0)
+        padded = -(-max(most, 1) // FILTER) * FILTER
+        ranks = np.full(len(sides), np.nan)
 
-    def _batches(self, relation: np.ndarray) -> Iterator[np.ndarray]:
-        """Places of the triples, so many at a time."""
-        if not self._grouped:
-            yield from np.split(
-                np.arange(len(relation)), range(self.batch, len(relation), self.batch)
+        def settle(places: np.ndarray, ready: Any) -> None:
+            ranks[places] = np.asarray(ready)[: len(places)]
+            advance(len(places))
+
+        waiting: tuple[np.ndarray, Any] | None = None
+        for places in batches:
+            queries = self._queries(sides[places], inverse[places], spans[places], padded)
+            ahead = places, self._rank(params, jax.device_put(queries))
+            if waiting is not None:  # one batch ahead of the device
+                settle(*waiting)
+            waiting = ahead
+        if waiting is not None:
+            settle(*waiting)
+        bad = np.flatnonzero(~np.isfinite(ranks))
+        if len(bad):
+            raise NotFiniteError(
+                f"the scores of {len(bad)} of {len(ranks)} queries are not finite, first of "
+                f"{dataset.show(triples[bad[0] % len(triples)])}; train with a lower "
+                "optim.learning_rate"
             )
-            return
-        order = np.argsort(relation, kind="stable")
-        for own in np.split(order, np.flatnonzero(np.diff(relation[order])) + 1):
-            yield from np.split(own, range(self.batch, len(own), self.batch))
+        tail, head = ranks.reshape(2, -1)
+        return {"relation": triples[:, 1], "rank_tail": tail, "rank_head": head}
 
-    def _queries(self, columns: np.ndarray, inverse: bool) -> dict[str, np.ndarray]:
+    def _batches(self, relation: np.ndarray, known: np.ndarray) -> Iterator[np.ndarray]:
+        """Places of the queries, so many at a time. known: answers of each. They are dealt out so
+        that all batches filter about as many: one shape, thus one compilation, and little padding.
+        """
+        order = np.argsort(known, kind="stable")
+        groups = [order]
+        if self._grouped:
+            order = order[np.argsort(relation[order], kind="stable")]
+            groups = np.split(order, np.flatnonzero(np.diff(relation[order])) + 1)
+        for own in groups:
+            count = -(-len(own) // self.batch)
+            yield from (own[i::count] for i in range(count))
+
+    def _queries(
+        self, sides: np.ndarray, inverse: np.ndarray, spans: np.ndarray, padded: int
+    ) -> dict[str, np.ndarray]:
         """Padded arrays of the queries, and their known answers as (row, column) pairs."""
-        count, b = len(columns), self.batch
-        whole = columns[np.minimum(np.arange(b), count - 1)]
-        turned = np.full(b, inverse)
-        spans = self._known.spans(whole[:count, 0], whole[:count, 1], turned[:count])
+        count, b = len(sides), self.batch
         lengths = spans[:, 1] - spans[:, 0]
         total = int(lengths.sum())
-        padded = -(-max(total, 1) // FILTER) * FILTER
         row, column = np.full(padded, b, np.int32), np.zeros(padded, np.int32)
         row[:total] = np.repeat(np.arange(count), lengths)
         within = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         column[:total] = self._known.answers[np.repeat(spans[:, 0], lengths) + within]
+        whole = np.minimum(np.arange(b), count - 1)
         return {
-            "source": whole[:, 0],
-            "relation": whole[:, 1],
-            "inverse": turned,
-            "answer": whole[:, 2],
+            "source": sides[whole, 0],
+            "relation": sides[whole, 1],
+            "inverse": inverse[whole],
+            "answer": sides[whole, 2],
             "row": row,
             "column": column,
         }
