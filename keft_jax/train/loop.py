@@ -152,7 +152,8 @@ def fit(
     and the examples of its batch."""
     config = trainer.parts.config
     hooks, progress = hooks or Hooks(), progress or Progress()
-    state = trainer.fresh(seed) if state is None else state
+    # What was restored may lie otherwise on the device than the step wants its tables.
+    state = trainer.fresh(seed) if state is None else jax.device_put(state, trainer.shardings)
     plan = make_plan(config, train, seed)
     frozen = trainer.frozen(learning_rate)
     metric = config.eval.metric or trainer.parts.task.metrics[0]

@@ -8,7 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding
 
 from keft_jax.config import OptimConfig
 from keft_jax.models.functional import Model
@@ -64,7 +65,7 @@ def state_shardings(
     tables = {}
     for path in paths:
         shape = at(model.abstract(), path).shape
-        cut = row_sharding(mesh, shape, path)
+        cut = _by_rows(row_sharding(mesh, shape, path), len(shape))
         tables[path] = RowTable(cut, dict.fromkeys(MOMENTS[config.kind], cut))
 
     def is_frozen(leaf: Any) -> bool:
@@ -81,3 +82,11 @@ def state_shardings(
     )
     rest = replicated(mesh)
     return State(step=rest, params=params, opt_state=opt_state, tables=tables, key=rest)
+
+
+def _by_rows(sharding: NamedSharding, axes: int) -> NamedSharding | Format:
+    """With each row in one piece. A TPU, left to itself, lays a table by columns where that pads
+    less, and then transposes all of it and of its moments twice a step, as a scatter wants rows."""
+    if sharding.mesh.devices.flat[0].platform != "tpu":
+        return sharding
+    return Format(Layout(tuple(range(axes))), sharding)
