@@ -225,6 +225,9 @@ class TripleModel(nnx.Module):
         """
         table, (count, size) = use(self.entity), blocks
         relation, inverse = relation_b[None], inverse_b[None]
+        # An answer is no rival of itself, known or not.
+        row = jnp.concatenate([known[0], jnp.arange(len(answer_b))])
+        column = jnp.concatenate([known[1], answer_b])
         q = self.scorer.query(table[source_b][None], relation, inverse)
         starts = jnp.minimum(jnp.arange(count) * size, max(self.entities - size, 0))
 
@@ -240,7 +243,7 @@ class TripleModel(nnx.Module):
 
         def above(number: jax.Array, s_bk: jax.Array, right_b: jax.Array) -> jax.Array:
             """Twice the rank's part in this block, i32[b]."""
-            start, (row, column) = starts[number], known
+            start = starts[number]
             at = jnp.where(column >= start, column - start, size)
             s_bk = s_bk.at[row, at].set(-jnp.inf, mode="drop")
             # The last block begins earlier than it would, to be as long as the others.
