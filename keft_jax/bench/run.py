@@ -22,7 +22,7 @@ from keft_jax.data.source import Example
 from keft_jax.gain.cost import without_graph
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts, build
-from keft_jax.train.run import load_teacher, versions
+from keft_jax.train.run import load_given, versions
 
 BATCHES = 4
 """Different batches that the steps take in turn."""
@@ -33,7 +33,7 @@ def bench(config: Config, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
     """Times the training step; prints what a person reads and gives what a program reads."""
     parts, examples = prepare(config)
     batches = first_batches(parts, examples)
-    main = Steps(Trainer(parts, load_teacher(parts)), batches)
+    main = Steps(Trainer(parts, load_given(parts)), batches)
     runs = [main]
     if parts.config.fusion.kind != "none":
         runs.append(Steps(Trainer(without_graph(parts)), batches))

@@ -15,10 +15,12 @@ from keft_jax.config.train import (
     EvalConfig,
     GainConfig,
     GroupConfig,
+    KgTeacherConfig,
     MeshConfig,
     MlmConfig,
     ObjectiveConfig,
     OptimConfig,
+    TriplesConfig,
 )
 from keft_jax.config.whole import Config
 
@@ -35,6 +37,7 @@ __all__ = [
     "GraphConfig",
     "GroupConfig",
     "KeftError",
+    "KgTeacherConfig",
     "KgeConfig",
     "KnowledgeConfig",
     "MeshConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "OptimConfig",
     "Row",
     "TaskConfig",
+    "TriplesConfig",
     "check",
     "config_hash",
     "from_json",

@@ -164,6 +164,21 @@ class KnowledgeConfig:
     vectors: Literal["none", "name", "description"] = "none"
     """Frozen vectors of the entities: their name or description (name where there is none) encoded
     by the pre-trained text model, shipped with each batch. An entity met later has one too."""
+    entities: str = ""
+    """What the trainable rows of entities start as. Empty: zeros (small and random beside
+    objective.triples). name, description: read by a text model; an entity met later has such a row
+    too. random: normal numbers, the control of all these. Else the directory of a run of link
+    prediction, or a folder of embeddings; what is not in there starts as zeros. To keep rows as
+    they start, name them in optim.groups: match nodes/rows, scale 0."""
+    relations: str = ""
+    """What the graph network's relations start as. Empty: random. name: their names, read by a text
+    model. Else as in `entities`."""
+    entity_width: int = 0
+    """Length of an entity's row. 0: of what it starts as, else of kge's beside objective.triples,
+    else graph.width. Rows of another length than graph.width go through a learned projection."""
+    text_model: str = ""
+    """What reads names and descriptions for `entities` and `relations`: a folder as for
+    encoder.pretrained. Empty: that one."""
 
     def __post_init__(self) -> None:
         check(1 <= self.hops <= 4, "knowledge.hops", self.hops, "use 1 to 4")
@@ -171,3 +186,5 @@ class KnowledgeConfig:
         check(self.edges >= 2, "knowledge.edges", self.edges, "use 2 or more (a fact takes two)")
         check(self.mentions >= 1, "knowledge.mentions", self.mentions, "use 1 or more")
         check(self.name_pieces >= 1, "knowledge.name_pieces", self.name_pieces, "use 1 or more")
+        width = self.entity_width
+        check(width >= 0, "knowledge.entity_width", width, "use 0 (what fits) or more")

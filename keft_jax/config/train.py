@@ -49,6 +49,40 @@ class MlmConfig:
 
 
 @dataclass(frozen=True)
+class TriplesConfig:
+    """Reasoning over the graph beside the text: link prediction with the model's own rows of
+    entities, in the same step. Section kge has the scores and the loss."""
+
+    weight: float = 0.0
+    """The factor of its loss, the mean over queries. 0: the term is not built."""
+    batch: int = 256
+    """Queries drawn at each step from the facts that the run's graph has."""
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, "objective.triples.weight", self.weight, "use 0 or more")
+        check(self.batch >= 1, "objective.triples.batch", self.batch, "use 1 or more")
+
+
+@dataclass(frozen=True)
+class KgTeacherConfig:
+    """L = L_task + weight * L_KD: for each mention the text model learns which entities around it
+    triple embeddings hold to be related to it."""
+
+    weight: float = 0.0
+    """The factor of L_KD, the mean over mentions. 0: the term is not built."""
+    embeddings: str = ""
+    """Directory of a run of link prediction, which teaches as it is. Empty: the embeddings of
+    objective.triples, trained jointly."""
+    temperature: float = 1.0
+    """Above 1 it softens the teacher's distribution."""
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, "objective.kg_teacher.weight", self.weight, "use 0 or more")
+        heat = self.temperature
+        check(heat > 0, "objective.kg_teacher.temperature", heat, "use above 0")
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """A weighted sum of loss terms."""
 
@@ -56,11 +90,14 @@ class ObjectiveConfig:
     """Weight of the task's own loss."""
     mlm: MlmConfig = field(default_factory=MlmConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    triples: TriplesConfig = field(default_factory=TriplesConfig)
+    kg_teacher: KgTeacherConfig = field(default_factory=KgTeacherConfig)
 
     def __post_init__(self) -> None:
         check(self.task >= 0, "objective.task", self.task, "use 0 or more")
+        beside = (self.distill, self.mlm, self.triples, self.kg_teacher)
         check(
-            self.task > 0 or self.distill.weight > 0 or self.mlm.weight > 0,
+            self.task > 0 or any(term.weight > 0 for term in beside),
             "objective.task",
             self.task,
             "at least one loss term needs a weight above 0",

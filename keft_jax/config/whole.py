@@ -75,6 +75,70 @@ class Config:
             "needs encoder.pretrained: only a trained text model gives vectors worth having",
         )
 
+        self._check_knowledge()
+
+    def _check_knowledge(self) -> None:
+        """What rows of entities start as, and the terms that reason over the graph."""
+        known, triples = self.knowledge, self.objective.triples
+        read = {"name", "description"} & {known.entities}
+        read |= {"name"} & {known.relations}
+        model = known.text_model or self.encoder.pretrained
+        check(
+            not read or bool(model),
+            "knowledge.text_model",
+            model,
+            "only a trained text model reads names and descriptions; name one, or set "
+            "encoder.pretrained",
+        )
+        fused = self.fusion.kind != "none"
+        for name, value in (
+            ("knowledge.entities", known.entities),
+            ("knowledge.relations", known.relations),
+            ("objective.triples.weight", triples.weight),
+            ("objective.kg_teacher.weight", self.objective.kg_teacher.weight),
+        ):
+            check(fused or not value, name, value, "needs a graph network; set fusion.kind")
+        teacher = self.objective.kg_teacher
+        check(
+            not teacher.weight or bool(teacher.embeddings) or triples.weight > 0,
+            "objective.kg_teacher.embeddings",
+            teacher.embeddings,
+            "name a run of link prediction, or train one jointly with objective.triples.weight",
+        )
+        if triples.weight == 0:
+            return
+        check(
+            self.kge.model != "transr",
+            "kge.model",
+            self.kge.model,
+            "its batches need queries of one relation in a row, which objective.triples does not "
+            "draw; use another model",
+        )
+        check(
+            triples.batch % (self.kge.share or triples.batch) == 0,
+            "kge.share",
+            self.kge.share,
+            f"must divide objective.triples.batch = {triples.batch}",
+        )
+        check(
+            not self.kge.filtered,
+            "kge.filtered",
+            self.kge.filtered,
+            "objective.triples does not filter its negatives; set it to false",
+        )
+        check(
+            self.optim.accumulate == 1,
+            "optim.accumulate",
+            self.optim.accumulate,
+            "objective.triples takes its queries in one part; set it to 1",
+        )
+        check(
+            self.optim.tables == "dense" or self.kge.negatives > 0,
+            "optim.tables",
+            self.optim.tables,
+            "with kge.negatives=0 every step reads the whole table; use dense, or draw negatives",
+        )
+
     def _check_link_prediction(self) -> None:
         batch, share = self.optim.batch, self.kge.share
         check(bool(self.data.train), "data.train", self.data.train, "name a file of triples")

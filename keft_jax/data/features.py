@@ -41,6 +41,16 @@ class RowSpec:
     def seeded(self) -> bool:
         return self.kg is not None
 
+    @property
+    def facts(self) -> bool:
+        """Whether it is given any fact."""
+        return self.mentions and self.edges
+
+    @property
+    def embedded(self) -> Callable[[KG, int], np.ndarray] | None:
+        """As `described`, of vectors made from the facts: who may not read these has none."""
+        return self.described if self.facts and self.relations else _nobody
+
 
 def _nobody(kg: KG, seed: int) -> np.ndarray:
     del seed
@@ -130,10 +140,12 @@ class Knowledge:
         vocabulary: Vocabulary,
         config: KnowledgeConfig,
         vectors: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
     ):
-        """vectors: f16[entities, d], where knowledge.vectors asks for some."""
+        """vectors: f16[entities, d], where knowledge.vectors asks for some. starts: f32[entities,
+        w], in the place of rows of entities that the model has not met."""
         self.kg, self.config, self.vocabulary = kg, config, vocabulary
-        self.vectors = vectors
+        self.vectors, self._starts = vectors, starts
         self.linker = StringLinker(kg)
         self._rows = np.append(vocabulary.rows_of(kg), 0)
         self.names, self._pieces = make_names(
@@ -163,6 +175,20 @@ class Knowledge:
         if self._drawn is None or self._drawn[0] != (row, seed):
             self._drawn = (row, seed), draw(self.kg, seed)
         return self._drawn[1]
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """i32[entities]: each one's row in tables of entities."""
+        return self._rows[:-1]
+
+    def triples(self, row: str, seed: int) -> np.ndarray:
+        """i32[t, 3]: the facts that a row of the gain table is given, as (row of the head,
+        relation, row of the tail) in the model's numbers."""
+        spec, kg = ROWS[row], self.graph_of(row, seed)
+        if not spec.facts:
+            return np.zeros((0, 3), np.int32)
+        relation = self._relations[kg.rels] if spec.relations else np.zeros_like(kg.rels)
+        return np.stack([self._rows[kg.heads], relation, self._rows[kg.tails]], 1).astype(np.int32)
 
     def subgraphs(self, seeds_bm: np.ndarray, row: str, seed: int) -> Subgraphs:
         """The part of the graph that a row of the gain table is given."""
@@ -208,6 +234,8 @@ class Knowledge:
         its vector f16[b, n, d]. A description is knowledge, which the controls have not; a name
         stays."""
         out = {"pieces": self._pieces[entity_bn]}
+        if self._starts is not None:
+            out["start"] = np.where((entity_bn >= 0)[..., None], self._starts[entity_bn], 0)
         if self.vectors is None:
             return out
         of, draw = entity_bn, ROWS[row].described

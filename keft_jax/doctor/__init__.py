@@ -25,7 +25,7 @@ from keft_jax.train.coverage import cover
 from keft_jax.train.dry_run import compile_step, measure
 from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
-from keft_jax.train.run import load_teacher
+from keft_jax.train.run import load_given
 
 MAX_TRAIN, MAX_OTHER = 4_000, 1_500
 """Examples that are looked at; more are sampled, and that is said. Leaks are looked for among all
@@ -133,7 +133,7 @@ def look_at_cost(parts: Parts, train: Dataset, selected: int) -> Report:
     """Seconds of a step (the median of a few), of a run and of the gain table, and memory."""
     config = parts.config
     begin = time.perf_counter()
-    trainer = Trainer(parts, load_teacher(parts))
+    trainer = Trainer(parts, load_given(parts))
     length, indices = make_plan(_all_of(config), train, config.seed).batch(0)
     batch = train.batch(length, indices)
     compiled = compile_step(trainer, batch)

@@ -8,7 +8,13 @@ import time
 import jax
 import numpy as np
 
-from keft_jax.config import DistillConfig, FusionConfig, GroupConfig
+from keft_jax.config import (
+    DistillConfig,
+    FusionConfig,
+    GroupConfig,
+    KgTeacherConfig,
+    TriplesConfig,
+)
 from keft_jax.data.features import Dataset
 from keft_jax.data.plan import BatchPlan
 from keft_jax.models.functional import paths
@@ -25,7 +31,13 @@ def without_graph(parts: Parts) -> Parts:
             config,
             fusion=FusionConfig(kind="none"),
             optim=dataclasses.replace(config.optim, groups=groups),
-            objective=dataclasses.replace(config.objective, distill=DistillConfig()),
+            knowledge=dataclasses.replace(config.knowledge, entities="", relations=""),
+            objective=dataclasses.replace(
+                config.objective,
+                distill=DistillConfig(),
+                triples=TriplesConfig(),
+                kg_teacher=KgTeacherConfig(),
+            ),
         )
         ours = parts.knowledge
         return assemble(plain, ours.kg, ours.vocabulary, parts.labels, ours.vectors)

@@ -42,7 +42,7 @@ from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
-from keft_jax.train.run import load_teacher
+from keft_jax.train.run import load_given
 
 
 class GainRun:
@@ -68,7 +68,7 @@ class GainRun:
         self.train = self.parts.dataset(splits.train)
         self.select = self.parts.dataset(splits.select)
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
-        self.trainer = Trainer(self.parts, load_teacher(self.parts))
+        self.trainer = Trainer(self.parts, load_given(self.parts))
         self.metric = config.eval.metric or self.parts.task.metrics[0]
         if self.metric not in self.parts.task.metrics:
             raise KeftError(

@@ -7,6 +7,8 @@ BERT's, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -15,12 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import Config, EncoderConfig, GraphConfig
-from keft_jax.data.batch import Batch, Mentions, node_mask, token_mask
+from keft_jax.data.batch import Batch, Mentions, QueryTarget, node_mask, token_mask
 from keft_jax.models.encoder import Encoder
 from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.heads import HEADS
+from keft_jax.models.kge import TripleOutput, TripleScorer, entity_width, score_queries
 from keft_jax.models.layers import LayerNorm, Linear, fold, gelu, glorot
+from keft_jax.models.mentions import MentionHead, from_first, teach
 from keft_jax.sharding import shard
 
 
@@ -33,6 +37,7 @@ class Sizes:
     rows: int = flax.struct.field(pytree_node=False)  # entity rows, row 0 for the unknown
     relations: int = flax.struct.field(pytree_node=False)
     labels: int = flax.struct.field(pytree_node=False)
+    entities: int = flax.struct.field(pytree_node=False, default=0)  # rows 1 to this are theirs
 
 
 @flax.struct.dataclass
@@ -41,6 +46,24 @@ class Output:
     logits: jax.Array  # f32[b, c] of the task
     node_gate: jax.Array | None = None  # f32[b, n]
     edge_gates: list[jax.Array] = flax.struct.field(default_factory=list)  # f32[b, e] a layer
+    related: jax.Array | None = None  # f32[b, m, n]: logits of which nodes a mention is related to
+    taught: jax.Array | None = None  # f32[b, m, n]: the same of a jointly trained teacher
+
+
+def row_width(config: Config) -> int:
+    """Length of an entity's row."""
+    reasons = config.objective.triples.weight > 0
+    usual = entity_width(config.kge) if reasons else config.graph.width
+    return config.knowledge.entity_width or usual
+
+
+def mean_names(graph: Any, word_vd: jax.Array) -> jax.Array:
+    """Mean word embedding of each node's name, f32[b, n, d], of unit scale at BERT's start. No
+    gradient into the word table from here: it would be a scatter for every node's piece."""
+    pieces = graph.nodes["pieces"]
+    real = (pieces > 0)[..., None]
+    states = jnp.where(real, jax.lax.stop_gradient(word_vd)[pieces], 0)
+    return states.sum(2) / jnp.maximum(real.sum(2), 1) / 0.02
 
 
 class NodeInput(nnx.Module):
@@ -54,17 +77,21 @@ class NodeInput(nnx.Module):
         self.name = Linear(embed, width, kernel=glorot(text, graph))
         vectors = config.knowledge.vectors != "none"
         self.vector = Linear(embed, width, kernel=glorot(text, graph)) if vectors else None
-        self.rows = param((rows, graph), ("entity", "graph"), zeros)
+        own, first = row_width(config), zeros
+        if config.objective.triples.weight > 0:  # products of zeros would stay zero
+            first = jax.nn.initializers.normal(config.kge.init)
+        self.rows = param((rows, own), ("entity", "graph"), first)
+        same, kernel = own == graph, glorot(own, graph)
+        self.project = None if same else Linear(("kv", own), width, kernel=kernel, bias=False)
         self.mention = param((graph,), ("graph",), jax.nn.initializers.normal(1.0))
         self.norm = LayerNorm(width)
 
-    def __call__(self, graph: Any, word_vd: jax.Array) -> jax.Array:
-        pieces = graph.nodes["pieces"]
-        real = (pieces > 0)[..., None]
-        # No gradient into the word table from here: it would be a scatter for every node's piece.
-        states = jnp.where(real, jax.lax.stop_gradient(word_vd)[pieces], 0)
-        name = states.sum(2) / jnp.maximum(real.sum(2), 1) / 0.02  # unit scale at BERT's init
-        x = self.name(name) + use(self.rows)[graph.nodes["row"]]
+    def __call__(self, graph: Any, name_bnd: jax.Array) -> jax.Array:
+        row = use(self.rows)[graph.nodes["row"]]
+        if "start" in graph.nodes:  # of entities met after training
+            met = (graph.nodes["row"] == 0)[..., None]
+            row = jnp.where(met, graph.nodes["start"].astype(row.dtype), row)
+        x = self.name(name_bnd) + (row if self.project is None else self.project(row))
         if self.vector is not None:
             x = x + self.vector(graph.nodes["vector"])
         return self.norm(x + graph.nodes["mention"][..., None] * use(self.mention))
@@ -208,25 +235,37 @@ class FusedModel(nnx.Module):
         if self.fused:
             self.nodes = NodeInput(config, sizes.rows)
             self.exchanges = nnx.Dict({str(i): Exchange(config, sizes) for i in at})
+        objective, self.entities = config.objective, sizes.entities
+        self.tables: tuple[str, ...] = ("nodes/rows",) if self.fused else ()
+        reasons, taught = objective.triples.weight > 0, objective.kg_teacher.weight > 0
+        self.triples: Any = TripleScorer(config.kge, sizes.relations) if reasons else None
+        self.mentions = MentionHead(config) if taught else None
+        self.jointly = taught and not objective.kg_teacher.embeddings
+        self.temperature = objective.kg_teacher.temperature
         self.term = TERMS[config.task.kind]
         self.head = HEADS[self.term](config, sizes)
         self.mlm = HEADS["mlm"](config, sizes) if config.objective.mlm.weight else None
 
     def __call__(
         self, batch: Batch, names: Any = None, key: jax.Array | None = None, head: str = ""
-    ) -> Output:
+    ) -> Output | TripleOutput:
         """names: the piece ids of all entities (kgqa). key None: inference, no dropout. head: the
-        target that the logits are for, the task's own or "mlm"; empty: the task's own."""
+        target that the logits are for, the task's own, "mlm" or "triples"; empty: the task's own.
+        """
+        if head == "triples":
+            return self._reason(batch.targets[head])
         mask = token_mask(batch)
         x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000))
         x_bld = shard(x_bld, "batch", "length", "embed")
         word = use(self.encoder.embed.word)
         edges: Any = None
         nodes_bnw: Any = None
+        name_bnd: Any = None
         edge_gates: list[jax.Array] = []
         if self.fused:
             edges = Edges(batch.graph, self.compute)
-            nodes_bnw = self.nodes(batch.graph, word).astype(x_bld.dtype)
+            name_bnd = mean_names(batch.graph, word)
+            nodes_bnw = self.nodes(batch.graph, name_bnd).astype(x_bld.dtype)
         done = 0
         for layer in self.at:
             x_bld = self.encoder.run(x_bld, mask, key, done, layer + 1)
@@ -237,4 +276,34 @@ class FusedModel(nnx.Module):
         x_bld = self.encoder.run(x_bld, mask, key, done, self.encoder.config.layers)
         own: Any = self.head if head in ("", self.term) else self.mlm
         logits, node_gate, gates = own(x_bld, nodes_bnw, edges, batch, names, word, fold(key, 1001))
-        return Output(x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates)
+        out = Output(x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates)
+        if self.mentions is None:
+            return out
+        out = dataclasses.replace(out, related=self.mentions(x_bld, name_bnd, batch))
+        if not self.jointly:
+            return out
+        row_bnw = use(self.nodes.rows)[batch.graph.nodes["row"]]
+        taught = teach(self.triples, row_bnw, batch.mentions.node, self.temperature)
+        return dataclasses.replace(out, taught=jax.lax.stop_gradient(taught))
+
+    def _reason(self, target: QueryTarget) -> TripleOutput:
+        """Scores of queries whose entities are rows of the nodes' table."""
+        table = use(self.nodes.rows)
+        if target.negatives is None:
+            table, target = table[1:], from_first(target)
+        return TripleOutput(score_queries(self.triples, target, table, self.entities))
+
+    def map_rows(self, batch: Batch, f: Callable[[str, Any], Any]) -> Batch:
+        """The batch with `f(table, ids)` in the place of every id that looks up a row."""
+        (table,) = self.tables
+        if "triples" in batch.targets:  # its view: the text is not read
+            target: QueryTarget = batch.targets["triples"]
+            target = dataclasses.replace(
+                target,
+                source=f(table, target.source),
+                answers=f(table, target.answers),
+                negatives=None if target.negatives is None else f(table, target.negatives),
+            )
+            return dataclasses.replace(batch, targets={**batch.targets, "triples": target})
+        nodes = batch.graph.nodes | {"row": f(table, batch.graph.nodes["row"])}
+        return dataclasses.replace(batch, graph=batch.graph._replace(nodes=nodes))

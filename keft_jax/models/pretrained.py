@@ -262,7 +262,7 @@ def load_weights(folder: Path, abstract: Tree) -> Tree:
         absent = {rule.head for rule in rules} - there
         for rule in rules:
             if rule.head in there:
-                _put(out, rule.path, rule.read(_read(tensors, rule, vocab)))
+                put(out, rule.path, rule.read(_read(tensors, rule, vocab)))
         if any(rule.masked_lm and rule.head in there for rule in rules):
             _refuse_untied(tensors)
         others = sorted(name for name in tensors.unused if not KNOWN.match(name))
@@ -301,7 +301,8 @@ def flat(tree: Tree) -> dict[str, Any]:
     return dict(zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
-def _put(tree: Tree, path: str, value: Any) -> None:
+def put(tree: Tree, path: str, value: Any) -> None:
+    """Sets the leaf at a path `a/b/c`."""
     *inner, last = path.split("/")
     for part in inner:
         tree = tree.setdefault(part, {})

@@ -15,7 +15,7 @@ from keft_jax.train.console import introduce
 from keft_jax.train.coverage import cover
 from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
-from keft_jax.train.run import load_teacher
+from keft_jax.train.run import load_given
 
 SHOWN, FACTS = 4, 6
 """Examples shown, and facts of each."""
@@ -27,10 +27,10 @@ def dry_run(config: Config) -> dict[str, Any]:
     console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
     parts, splits = build(config)
     config = parts.config
-    teacher = load_teacher(parts)
+    given = load_given(parts)
     train = parts.ready(splits.train)
     select = parts.ready(splits.select) if len(splits.select) else None
-    trainer = Trainer(parts, teacher)
+    trainer = Trainer(parts, given)
     length, indices = make_plan(config, train, config.seed).batch(0)
     batch = train.batch(length, indices)
     console.print(to_json(config), markup=False)

@@ -16,15 +16,16 @@ from jax.sharding import Mesh
 from keft_jax.config import Config, KeftError
 from keft_jax.data.plan import BatchPlan
 from keft_jax.models.functional import Tree
-from keft_jax.models.pretrained import load_weights, locate, overlay
+from keft_jax.models.pretrained import flat, load_weights, locate, overlay
 from keft_jax.sharding import batch_sharding, make_mesh, replicated
 from keft_jax.train.evaluator import Evaluator, NotFiniteError
 from keft_jax.train.exchange import choose_exchange
+from keft_jax.train.given import Given
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
 from keft_jax.train.parts import Parts
 from keft_jax.train.ranking import Ranker
-from keft_jax.train.rows import without
+from keft_jax.train.rows import at, without
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
@@ -41,9 +42,10 @@ P = TypeVar("P", Parts, TripleParts)
 class Trainer(Generic[P]):
     """Compiled functions of one model, reused over seeds, rows and learning rates."""
 
-    def __init__(self, parts: P, teacher: tuple[Parts, Any] | None = None):
-        """teacher: the parts of another run and its parameters, for distillation."""
-        config = parts.config
+    def __init__(self, parts: P, given: Given | None = None):
+        """given: what the config names beside the data (train.run.load_given); None: nothing."""
+        config, self.given = parts.config, given or Given(parts)
+        teacher, guide = self.given.teacher, self.given.guide
         self.parts: P = parts
         self.mesh = make_mesh(config.mesh)
         self._evaluator: Evaluator | Ranker = (
@@ -54,7 +56,12 @@ class Trainer(Generic[P]):
         rows = row_tables(parts.model, config.optim)
         self.tx = make_optimizer(config.optim, without(parts.model.abstract(), rows))
         terms = make_terms(
-            config.objective, parts.task, teacher[0].model if teacher else None, parts.beside
+            config.objective,
+            parts.task,
+            teacher[0].model if teacher else None,
+            parts.beside,
+            parts.reasoning,
+            guide.model if guide else None,
         )
         objective = Objective(parts.model, terms)
         self.shardings = state_shardings(parts.model, config.optim, self.tx, self.mesh)
@@ -67,7 +74,7 @@ class Trainer(Generic[P]):
             self.shardings,
             self.mesh,
         )
-        self._given = parts.frozen(self.mesh)
+        self._beside = parts.frozen(self.mesh)
         self._teacher = {"teacher": teacher[1]} if teacher else {}
         self._start: Tree = {}  # parameters that every fresh state has alike
         if config.encoder.pretrained:
@@ -82,11 +89,17 @@ class Trainer(Generic[P]):
                 f"multiple of mesh.data x mesh.fsdp = {ways}; change either"
             )
 
-    def frozen(self, learning_rate: float | None = None) -> dict[str, Any]:
-        """What the step reads and never changes."""
+    def frozen(self, learning_rate: float | None = None, data: Any = None) -> dict[str, Any]:
+        """What the step reads and never changes, in training on `data` (None: what the config's
+        row is given)."""
         peak = self.parts.config.optim.learning_rate if learning_rate is None else learning_rate
-        rate = jax.device_put(np.float32(peak), replicated(self.mesh))
-        return {**self._given, "learning_rate": rate, **self._teacher}
+        own = {"learning_rate": np.float32(peak), **self.given.frozen(*self._row_of(data))}
+        own = jax.device_put(own, replicated(self.mesh))
+        return {**self._beside, **own, **self._teacher}
+
+    def _row_of(self, data: Any) -> tuple[str, int]:
+        config = self.parts.config
+        return getattr(data, "row", (config.knowledge.row, config.seed))
 
     def put(self, batch: Any) -> Any:
         """To the devices, cut along the batch."""
@@ -96,9 +109,18 @@ class Trainer(Generic[P]):
         """Per-example rows of a split, in its order. Raises NotFiniteError."""
         return self._evaluator.evaluate(params, dataset)
 
-    def fresh(self, seed: int) -> State:
+    def fresh(self, seed: int, data: Any = None) -> State:
+        """The state before training on `data` (None: what the config's row is given)."""
         state = self.init(jax.random.key(seed))
-        return state.replace(params=overlay(state.params, self._start))
+        start = self.given.start(*self._row_of(data))
+        tables = {
+            path: table.replace(value=overlay({path: table.value}, {path: at(start, path)})[path])
+            for path, table in state.tables.items()
+            if path in flat(start)
+        }
+        start = without(start, tuple(tables))
+        params = overlay(overlay(state.params, self._start), start)
+        return state.replace(params=params, tables={**state.tables, **tables})
 
     @property
     def compilations(self) -> int:
@@ -153,9 +175,10 @@ def fit(
     config = trainer.parts.config
     hooks, progress = hooks or Hooks(), progress or Progress()
     # What was restored may lie otherwise on the device than the step wants its tables.
-    state = trainer.fresh(seed) if state is None else jax.device_put(state, trainer.shardings)
+    ready = None if state is None else jax.device_put(state, trainer.shardings)
+    state = trainer.fresh(seed, train) if ready is None else ready
     plan = make_plan(config, train, seed)
-    frozen = trainer.frozen(learning_rate)
+    frozen = trainer.frozen(learning_rate, train)
     metric = config.eval.metric or trainer.parts.task.metrics[0]
     warn_of_overflow = OverflowWarning()
     waiting: tuple[int, np.ndarray, Any] | None = None

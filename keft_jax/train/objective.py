@@ -17,6 +17,7 @@ from keft_jax.data.batch import Batch
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import Output
 from keft_jax.models.layers import fold
+from keft_jax.models.mentions import candidates, divergence
 from keft_jax.tasks.task import Task
 
 Frozen = Mapping[str, Any]
@@ -50,6 +51,17 @@ def beside_term(task: Task, weight: float) -> Term:
     return dataclasses.replace(task_term(task, weight), name=task.term)
 
 
+def reasoning_term(task: Task, weight: float) -> Term:
+    """A task on queries that its own view draws."""
+    return Term(
+        name=task.term,
+        weight=weight,
+        view=task,
+        loss=lambda output, frozen, batch: task.loss(output.logits, batch.targets[task.term]),
+        total=task.total,
+    )
+
+
 def distill_term(teacher: Model, task: Task, weight: float, temperature: float) -> Term:
     """KL(teacher || student) of the softened distributions, times temperature squared (Hinton et
     al. 2015), over all real examples, labelled or not. The teacher's parameters are
@@ -65,11 +77,37 @@ def distill_term(teacher: Model, task: Task, weight: float, temperature: float) 
     return Term("distill", weight, task, loss, lambda batch: (batch.example >= 0).sum())
 
 
+def kg_teacher_term(guide: Model | None, task: Task, weight: float, temperature: float) -> Term:
+    """KL(teacher || student), a sum over mentions, of which entities a mention is related to:
+    models/mentions.py. guide: the teacher, whose parameters and vectors are `frozen["guide"]`;
+    None: the model's own scorer, trained jointly, which takes no gradient from here."""
+
+    def loss(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
+        taught, there_bn, fed = output.taught, None, jnp.ones(())
+        if guide is None:
+            fed = frozen["facts"]["weight"]  # a teacher without facts has nothing to say
+        else:
+            ours, entity_bn = frozen["guide"], batch.graph.nodes["entity"]
+            there_bn, entity_bnw = ours["there"][entity_bn], ours["entity"][entity_bn]
+            taught = guide.apply(ours["params"], entity_bnw, batch.mentions.node, temperature)
+            taught = jax.lax.stop_gradient(taught)
+        each_bm = divergence(taught, output.related, candidates(batch, there_bn))
+        return fed * each_bm.sum()
+
+    return Term("kg_teacher", weight, task, loss, lambda batch: (batch.mentions.node >= 0).sum())
+
+
 def make_terms(
-    config: ObjectiveConfig, task: Task, teacher: Model | None, beside: Task | None = None
+    config: ObjectiveConfig,
+    task: Task,
+    teacher: Model | None,
+    beside: Task | None = None,
+    reasoning: Task | None = None,
+    guide: Model | None = None,
 ) -> tuple[Term, ...]:
     """A term whose weight is 0 is not built. beside: the masked language modelling of
-    `objective.mlm`."""
+    `objective.mlm`. reasoning: that of `objective.triples`. guide: the teacher of
+    `objective.kg_teacher`, where a finished run is."""
     terms = []
     if config.task > 0:
         terms.append(task_term(task, config.task))
@@ -82,6 +120,13 @@ def make_terms(
         if beside is None:
             raise ValueError("objective.mlm needs its task")
         terms.append(beside_term(beside, config.mlm.weight))
+    if config.kg_teacher.weight > 0:
+        heat = config.kg_teacher.temperature
+        terms.append(kg_teacher_term(guide, task, config.kg_teacher.weight, heat))
+    if config.triples.weight > 0:
+        if reasoning is None:
+            raise ValueError("objective.triples needs its task")
+        terms.append(reasoning_term(reasoning, config.triples.weight))
     return tuple(terms)
 
 

@@ -35,14 +35,15 @@ from keft_jax.kg.io import build_kg
 from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
-from keft_jax.models.pretrained import locate, read_vocab_size, resolve
+from keft_jax.models.pretrained import locate, read_vocab_size
 from keft_jax.sharding import replicated
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.tasks.mlm import MaskedLM
+from keft_jax.tasks.reasoning import Reasoning
 from keft_jax.tasks.task import Task
 from keft_jax.train.triple_parts import TripleParts, build_triples
-from keft_jax.train.vectors import entity_vectors
+from keft_jax.train.vectors import TEXTS, entity_vectors, read_texts, resolve, texts_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,15 @@ class Parts:
         if settings.weight == 0:
             return None
         return MaskedLM(self.knowledge.vocabulary.tokenizer, settings.rate)
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        """The link prediction of `objective.triples`."""
+        settings = self.config.objective.triples
+        if settings.weight == 0:
+            return None
+        entities = self.knowledge.vocabulary.entities
+        return Reasoning(self.config.kge, entities, settings.batch)
 
     def dataset(self, examples: Sequence[Example]) -> Dataset:
         tasks = [self.task] if self.beside is None else [self.task, self.beside]
@@ -107,9 +117,22 @@ class Parts:
         tokenizer = ours.vocabulary.tokenizer
         known = None if ours.vectors is None else (ours.kg, ours.vectors)
         vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer), known)
-        knowledge = Knowledge(kg, ours.vocabulary, config.knowledge, vectors)
+        starts = self._starts(kg) if config.knowledge.entities in TEXTS else None
+        knowledge = Knowledge(kg, ours.vocabulary, config.knowledge, vectors, starts)
         task = make_task(self.config, kg, tokenizer, self.labels)
         return Parts(self.config, knowledge, task, self.model, self.labels)
+
+    def _starts(self, kg: KG) -> np.ndarray | None:
+        """f32[entities, w]: what the rows of entities that the model has not met would have started
+        as, zeros for the others; None where it has met all."""
+        met = self.knowledge.vocabulary.rows_of(kg) > 0
+        if met.all():
+            return None
+        texts = texts_of(kg, self.config.knowledge.entities)
+        new = read_texts(self.config, [t for t, m in zip(texts, met, strict=True) if not m])
+        starts = np.zeros((kg.n_entities, new.shape[1]), np.float32)
+        starts[~met] = new
+        return starts
 
 
 def load_kg(config: Config) -> KG:
@@ -175,6 +198,7 @@ def assemble(
         rows=round_up(len(vocabulary.entities) + 1, 128),
         relations=max(len(vocabulary.relations), 1),
         labels=max(len(labels), 1),
+        entities=len(vocabulary.entities),
     )
     knowledge = Knowledge(kg, vocabulary, config.knowledge, vectors)
     model = Model(FusedModel(config, sizes))

@@ -29,16 +29,18 @@ import numpy as np
 import rich.console
 from jax.sharding import Mesh
 
-from keft_jax.config import Config, KeftError, MeshConfig, config_hash, to_json
+from keft_jax.config import Config, KeftError, KgeConfig, MeshConfig, config_hash, to_json
 from keft_jax.data.features import Dataset
 from keft_jax.data.triples import TripleDataset
 from keft_jax.files import write_atomic
-from keft_jax.models.pretrained import resolve, start_digest
+from keft_jax.kg.embeddings import Embeddings, read_embeddings
+from keft_jax.models.pretrained import start_digest
 from keft_jax.sharding import make_mesh
 from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
 from keft_jax.train.console import Display, introduce, print_summary
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.given import Given, make_given
 from keft_jax.train.loop import Fit, Hooks, P, Scalars, Trainer, fit, make_plan, pick
 from keft_jax.train.metrics import MetricsFile, TensorBoard
 from keft_jax.train.parts import (
@@ -51,6 +53,7 @@ from keft_jax.train.parts import (
 from keft_jax.train.ranking import by_relation
 from keft_jax.train.state import State
 from keft_jax.train.triple_parts import TripleParts, load_triples
+from keft_jax.train.vectors import resolve
 from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
 
 VERSIONS = ("keft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -72,7 +75,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         print_summary(summary, quiet=quiet)
         return summary
     parts, splits = build_any(config)
-    teacher = load_teacher(parts) if isinstance(parts, Parts) else None
+    given = load_given(parts) if isinstance(parts, Parts) else Given(parts)
     train_set = parts.ready(splits.train)
     select = parts.ready(splits.select) if len(splits.select) else None
     for name, test in splits.tests.items():
@@ -82,13 +85,14 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
     metric = config.eval.metric or parts.task.metrics[0]
     pick(parts.task.summarise(zeros), metric)  # the names are known without an evaluation
-    trainer: Trainer[Any] = Trainer(parts, teacher)
+    trainer: Trainer[Any] = Trainer(parts, given)
     inputs = {
         "data.train": fingerprint(splits.train),
         "data.select": fingerprint(splits.select) if select is not None else "",
         **parts.inputs(),
         "encoder.pretrained": start_digest(config),
-        "objective.distill.teacher": identify(*teacher) if teacher else "",
+        "objective.distill.teacher": identify(*given.teacher) if given.teacher else "",
+        **given.inputs(),
     }
     with claim(folder):
         refuse_other_inputs(inputs, folder)
@@ -230,6 +234,30 @@ def _with_best(parts: P, path: str | os.PathLike[str], mesh: Mesh | None) -> tup
 
 def _abstract_params(parts: AnyParts, mesh: Mesh) -> Any:
     return abstract_like(parts.model.abstract(), parts.model.shardings(mesh))
+
+
+def load_given(parts: Parts) -> Given:
+    """What the config names beside the data: the teachers, and the vectors that rows of entities
+    and relations start as. Raises KeftError."""
+
+    def guide(path: str) -> tuple[KgeConfig, Any, Embeddings]:
+        run, params = load_triple_run(path, make_mesh(parts.config.mesh))
+        return run.config.kge, jax.device_get(params["scorer"]), _vectors_of(run, params)
+
+    return make_given(parts, load_teacher(parts), load_vectors, guide)
+
+
+def load_vectors(path: str | os.PathLike[str]) -> Embeddings:
+    """Of the directory of a run of link prediction, or a folder of embeddings. Raises KeftError."""
+    if not (Path(path) / "config.json").is_file():
+        return read_embeddings(Path(path))
+    return _vectors_of(*load_triple_run(path, make_mesh(MeshConfig(data=1))))
+
+
+def _vectors_of(run: TripleParts, params: Any) -> Embeddings:
+    entity = np.asarray(jax.device_get(params["entity"]))[: len(run.entities)]
+    relation = np.asarray(jax.device_get(params["scorer"]["relation"]))[: len(run.relations)]
+    return Embeddings(run.entities, entity, run.relations, relation)
 
 
 def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:

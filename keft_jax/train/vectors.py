@@ -1,9 +1,11 @@
-"""Frozen vectors of entities: their names or descriptions, read by a pre-trained text model."""
+"""Vectors of entities and relations: names or descriptions, read by a pre-trained text model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,29 @@ import numpy as np
 import tokenizers
 from flax import nnx
 
-from keft_jax.config import Config
-from keft_jax.data.tokenize import encode
+from keft_jax.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    KeftError,
+    TaskConfig,
+    from_json,
+)
+from keft_jax.data.tokenize import encode, load_tokenizer
+from keft_jax.kg.embeddings import read_embeddings
 from keft_jax.kg.store import KG
+from keft_jax.models import pretrained
 from keft_jax.models.encoder import Encoder
 from keft_jax.models.functional import Model
-from keft_jax.models.pretrained import load_weights, locate
+from keft_jax.models.fusion import row_width
+from keft_jax.models.kge import entity_width
+from keft_jax.models.pretrained import load_weights, locate, read_vocab_size
 
 logger = logging.getLogger(__name__)
 
+TEXTS = ("name", "description")
+"""What can stand for an entity."""
 LONGEST = 64
 """Tokens of a description that are read."""
 BATCH = 64
@@ -67,6 +83,62 @@ def entity_vectors(
         logger.info("encoding %d entity %ss", len(new), kind)
         have |= dict(zip(new, _encode(config, new, tokenizer, vocab), strict=True))
     return np.stack([have[text] for text in texts])
+
+
+def read_texts(config: Config, texts: Sequence[str]) -> np.ndarray:
+    """f32[texts, d] of unit scale (length sqrt(d)), of `knowledge.text_model`. Raises KeftError."""
+    folder = config.knowledge.text_model or config.encoder.pretrained
+    sizes = pretrained.read_sizes(locate(folder), EncoderConfig())
+    reader = Config(
+        task=TaskConfig(kind="mlm"),
+        data=DataConfig(buckets=(8,)),  # of no use here, and shorter than any encoder's
+        encoder=replace(sizes, pretrained=folder),
+        fusion=FusionConfig(kind="none"),
+    )
+    tokenizer = load_tokenizer(locate(folder))
+    different = sorted(set(texts), key=len)
+    logger.info("encoding %d names or descriptions", len(different))
+    vectors = _encode(reader, different, tokenizer, read_vocab_size(locate(folder)))
+    number = {text: i for i, text in enumerate(different)}
+    scale = np.sqrt(vectors.shape[1])
+    return scale * vectors[[number[text] for text in texts]].astype(np.float32)
+
+
+def resolve(config: Config) -> Config:
+    """The config with what its folders tell: the sizes of `encoder.pretrained`, and the width of
+    what rows of entities start as. Raises KeftError where these do not fit."""
+    config = pretrained.resolve(config)
+    known = config.knowledge
+    width = _start_width(config)
+    if width:
+        if known.entity_width not in (0, width):
+            raise KeftError(
+                f"knowledge.entity_width = {known.entity_width}: {known.entities!r} has vectors of "
+                f"{width} numbers; leave it out"
+            )
+        config = replace(config, knowledge=replace(known, entity_width=width))
+    ours, theirs = row_width(config), entity_width(config.kge)
+    if config.objective.triples.weight > 0 and ours != theirs:
+        raise KeftError(
+            f"kge.width = {config.kge.width}: {config.kge.model}'s entities have {theirs} numbers "
+            f"and the model's rows {ours} (knowledge.entities = {known.entities!r}); "
+            "objective.triples shares them, so make them equal"
+        )
+    return config
+
+
+def _start_width(config: Config) -> int:
+    """Width of what rows of entities start as; 0 where that has none of its own."""
+    kind = config.knowledge.entities
+    if kind in ("", "random"):
+        return 0
+    if kind in TEXTS:
+        folder = config.knowledge.text_model or config.encoder.pretrained
+        return pretrained.read_sizes(locate(folder), EncoderConfig()).width
+    run = Path(kind) / "config.json"
+    if run.is_file():
+        return entity_width(from_json(run.read_text(), str(run)).kge)
+    return read_embeddings(kind).vectors.shape[1]
 
 
 def texts_of(kg: KG, kind: str) -> list[str]:
