@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -100,6 +100,8 @@ class Gain:
     config: ConfigOptions
     workdir: str = ""
     """The table's directory (default: runs/CONFIG-gain-HASH)."""
+    vary: Literal["", "kge"] = ""
+    """kge: beside the other rows, each model of triple embeddings as what entities start from."""
 
 
 def gain(argv: Sequence[str]) -> int:
@@ -107,9 +109,11 @@ def gain(argv: Sequence[str]) -> int:
     own = parse(Gain, rest, prog="keft gain", default=Gain(config))
     from keft_jax.gain.cells import table_hash
     from keft_jax.gain.run import run_gain
+    from keft_jax.gain.variants import with_all_models
 
-    short = table_hash(dataclasses.asdict(own.config))[:8]
-    run_gain(own.config, Path(own.workdir or f"runs/{config_stem(spec)}-gain-{short}"))
+    config = with_all_models(own.config) if own.vary == "kge" else own.config
+    short = table_hash(dataclasses.asdict(config))[:8]
+    run_gain(config, Path(own.workdir or f"runs/{config_stem(spec)}-gain-{short}"))
     return 0
 
 

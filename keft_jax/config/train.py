@@ -229,11 +229,34 @@ class CheckpointConfig:
         check(self.keep >= 2, "checkpoint.keep", self.keep, "use 2 or more: one may be damaged")
 
 
+Variant = Literal[
+    "kge-init",
+    "kge-init-shuffled",
+    "description-init",
+    "random-init",
+    "kg-teacher",
+    "kg-teacher-shuffled",
+    "multi-task",
+    "multi-task-shuffled",
+    "transe-init",
+    "distmult-init",
+    "complex-init",
+    "rotate-init",
+]
+
+
 @dataclass(frozen=True)
 class GainConfig:
     """The table that says what the knowledge was worth."""
 
     rows: tuple[Row, ...] = ("none", "dictionary", "shuffled", "random", "true")
+    variants: tuple[Variant, ...] = ()
+    """Further rows, which read all the knowledge: with first rows of entities, a teacher or a term
+    of their own (gain/variants.py), beside the same made of the shuffled graph."""
+    kge_steps: int = 2000
+    """Steps of link prediction that make the triple embeddings of variants."""
+    term_weight: float = 0.3
+    """Weight of the loss that the variants kg-teacher and multi-task add."""
     seeds: int = 5
     """A seed is a draw of training examples, an initialisation and an order."""
     learning_rates: tuple[float, ...] = ()
@@ -246,5 +269,7 @@ class GainConfig:
     def __post_init__(self) -> None:
         check("true" in self.rows, "gain.rows", self.rows, "the row `true` is what is judged")
         check("none" in self.rows, "gain.rows", self.rows, "the row `none` is what it is judged by")
+        check(self.kge_steps >= 1, "gain.kge_steps", self.kge_steps, "use 1 or more")
+        check(self.term_weight > 0, "gain.term_weight", self.term_weight, "use above 0")
         check(self.seeds >= 1, "gain.seeds", self.seeds, "use 1 or more; a verdict needs 5")
         check(self.bootstrap >= 100, "gain.bootstrap", self.bootstrap, "use 100 or more")

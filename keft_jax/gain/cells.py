@@ -29,7 +29,7 @@ from keft_jax.files import write_atomic
 # What may differ between runs that are read as one table: which cells they made, and their looks.
 FREE = (
     *("name", "seed", "knowledge.row"),
-    *("gain.rows", "gain.seeds", "gain.bootstrap", "gain.explain"),
+    *("gain.rows", "gain.variants", "gain.seeds", "gain.bootstrap", "gain.explain"),
 )
 
 

@@ -59,6 +59,9 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
         for row, values in found["rows"].items():
             shown = ", ".join(f"{part} {100 * value:.1f}" for part, value in values.items())
             console.print(Text(f"  {row} on {name}: {shown}", "dim"))
+    for row, found in (summary.get("variants") or {}).items():
+        ratio = found["step_time_ratio"]
+        console.print(Text(f"  {row}: a step takes {ratio:.2f} times that of {JUDGED}", "dim"))
     if summary["not_converged"]:
         console.print(Text(f"  {note_rising(summary['not_converged'])}", "dim"))
     for key, check in (summary.get("leaks") or {}).items():

@@ -48,13 +48,16 @@ def without_graph(parts: Parts) -> Parts:
     return without(tuple(groups))
 
 
-def measure_cost(trainer: Trainer, train: Dataset, steps: int = 20) -> float | None:
-    """Median of the ratios of alternating pairs of steps, so that a busy machine slows both. None
-    where the model has no graph network."""
-    parts, config = trainer.parts, trainer.parts.config
-    if config.fusion.kind == "none":
+def measure_cost(trainer: Trainer, train: Dataset) -> float | None:
+    """Step time over that without the graph network; None where the model has none."""
+    if trainer.parts.config.fusion.kind == "none":
         return None
-    trainers = [trainer, Trainer(without_graph(parts))]
+    return compare_steps(trainer, Trainer(without_graph(trainer.parts)), train)
+
+
+def compare_steps(one: Trainer, other: Trainer, train: Dataset, steps: int = 20) -> float:
+    """Median of the ratios of alternating pairs of steps, so that a busy machine slows both."""
+    config, trainers = one.parts.config, (one, other)
     plan = BatchPlan(train.lengths, config.optim.batch, config.data.buckets, 0)
     states, times = [t.fresh(0) for t in trainers], np.zeros((steps + 2, 2))
     batches = [t.put(train.batch(*plan.batch(0))) for t in trainers]
@@ -65,5 +68,5 @@ def measure_cost(trainer: Trainer, train: Dataset, steps: int = 20) -> float | N
             states[i], metrics = t.train_step(states[i], frozen[i], batches[i])
             jax.block_until_ready((states[i], metrics))
             pair[i] = time.perf_counter() - begin
-    with_graph, without = times[2:].T  # the first ones compile
-    return float(np.median(with_graph / without))
+    first, second = times[2:].T  # the ones before compile
+    return float(np.median(first / second))

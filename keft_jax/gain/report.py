@@ -190,7 +190,10 @@ def _cost_sentence(summary: Mapping[str, Any]) -> str:
     ratio = summary.get("step_time_ratio")
     if not ratio:
         return ""
-    return f"A step with the graph network takes {ratio:.2f} times the time of one without it."
+    text = f"A step with the graph network takes {ratio:.2f} times the time of one without it."
+    variants = (summary.get("variants") or {}).items()
+    more = [f"{row} {found['step_time_ratio']:.2f}" for row, found in variants]
+    return f"{text} Against the step of {JUDGED}: {', '.join(more)}." if more else text
 
 
 def _show_config(config: Mapping[str, Any]) -> str:

@@ -36,6 +36,18 @@ NOTES = {
     "shuffled": "the whole graph, every entity in the place of a like one",
     "random": "the same degrees, edges and relations at random",
     JUDGED: "the knowledge",
+    "kge-init": "true, entities start from triple embeddings",
+    "kge-init-shuffled": "as kge-init, embeddings of the shuffled graph",
+    "description-init": "true, entities start from their descriptions",
+    "random-init": "true, entities start from random numbers",
+    "kg-teacher": "true, triple embeddings teach the mentions",
+    "kg-teacher-shuffled": "as kg-teacher, embeddings of the shuffled graph",
+    "multi-task": "true, and link prediction in the same step",
+    "multi-task-shuffled": "as multi-task, facts of the shuffled graph",
+    "transe-init": "true, entities start from TransE",
+    "distmult-init": "true, entities start from DistMult",
+    "complex-init": "true, entities start from ComplEx",
+    "rotate-init": "true, entities start from RotatE",
 }
 
 _ORDER = (*BASELINES, "none", *(row for row in ROWS if row not in ("none", "true")))

@@ -38,6 +38,7 @@ from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN, PROBES
 from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_of
 from keft_jax.gain.stats import summarise
+from keft_jax.gain.variants import Variants
 from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
@@ -69,6 +70,7 @@ class GainRun:
         self.select = self.parts.dataset(splits.select)
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
         self.trainer = Trainer(self.parts, load_given(self.parts))
+        self.variants = Variants(self.trainer, workdir, say)
         self.metric = config.eval.metric or self.parts.task.metrics[0]
         if self.metric not in self.parts.task.metrics:
             raise KeftError(
@@ -85,7 +87,7 @@ class GainRun:
             baselines += PROBES
         missing = [
             (row, seed)
-            for row in (*baselines, *rows)
+            for row in (*baselines, *rows, *self.config.gain.variants)
             for seed in seeds
             if not self._file(row, seed).is_file()
         ]
@@ -95,7 +97,8 @@ class GainRun:
             if row in baselines:
                 cell = self._baseline(row, seed)
             else:
-                key = (row, seed if ROWS[row].seeded else 0)
+                reads = row if row in ROWS else JUDGED  # a variant
+                key = (reads, seed if ROWS[reads].seeded else 0)
                 if ready is None or ready[0] != key:
                     sets = [self.train, self.select, *self.tests.values()]
                     ready = key, [with_row(s, self.parts.knowledge, *key) for s in sets]
@@ -167,6 +170,7 @@ class GainRun:
 
     def _train(self, row: str, seed: int, sets: Sequence[Dataset]) -> Cell:
         train, select, *tests = sets
+        trainer = self.variants.trainer(row, seed)
         rates, spare = self._rates(row, seed)
         best: tuple[float, float, Fit] | None = None
         begin, trials, diverged = time.perf_counter(), 0, []
@@ -174,7 +178,7 @@ class GainRun:
             rate, rates = rates[0], rates[1:]
             trials += 1
             try:
-                one = fit(self.trainer, train, select, seed=seed, learning_rate=rate)
+                one = fit(trainer, train, select, seed=seed, learning_rate=rate)
             except NotFiniteError as error:
                 diverged.append(rate)
                 self.say(f"{row}, seed {seed}: learning rate {rate:g} is left out: {error}")
@@ -194,7 +198,7 @@ class GainRun:
         score, rate, chosen = best
         metrics, choice = {}, {}
         for name, dataset in zip(self.tests, tests, strict=True):
-            rows = self.trainer.evaluate(chosen.best_params, dataset)
+            rows = trainer.evaluate(chosen.best_params, dataset)
             metrics[name] = {m: rows[m] for m in self.parts.task.metrics}
             choice[name] = [self.parts.task.choices[int(i)] for i in rows["choice"]]
         info = {
@@ -205,7 +209,7 @@ class GainRun:
             "trials": trials,
             "diverged": diverged,
             "seconds": time.perf_counter() - begin,
-            "compilations": self.trainer.compilations,
+            "compilations": trainer.compilations,
         }
         cell = Cell(row, seed, metrics, choice, chosen.progress.curve, info)
         if row == JUDGED and seed == self.config.seed:
@@ -297,6 +301,10 @@ def _finish(table: GainRun, begin: float) -> dict[str, Any]:
         table.parts, table.train.examples, table.select.examples, table.tests
     )
     summary["step_time_ratio"] = measure_cost(table.trainer, given(table.train, table.parts))
+    own = given(table.train, table.parts)
+    summary["variants"] = {
+        row: {"step_time_ratio": table.variants.cost(row, own)} for row in config.gain.variants
+    }
     summary["compilations"] = table.trainer.compilations
     summary["seconds"] = round(time.perf_counter() - begin, 1)
     summary["config_hash"], summary["kg_hash"] = config_hash(config), kg.hash

@@ -49,6 +49,8 @@ class Given:
     entities: np.ndarray | None = None  # f32[entities, w]: what their rows start as
     relations: np.ndarray | None = None  # f32[relations, k], likewise
     guide: Guide | None = None
+    as_row: tuple[str, int] | None = None  # read as this row of the gain table reads it, by seed,
+    # whatever the row of the data; None: as that
 
     def inputs(self) -> dict[str, str]:
         """sha256 of what is read from elsewhere; "" for what is not."""
@@ -62,6 +64,7 @@ class Given:
 
     def start(self, row: str, seed: int) -> Tree:
         """The parameters that start otherwise than they are drawn, a partial tree of f32 arrays."""
+        row, seed = self.as_row or (row, seed)
         out: Tree = {}
         if isinstance(self.parts, Parts) and self.entities is not None:
             own = self._of_row(self.entities, row, seed, self.parts.config.knowledge.entities)
@@ -80,6 +83,7 @@ class Given:
 
     def frozen(self, row: str, seed: int) -> dict[str, Any]:
         """What the step reads of a row's graph and never changes; the shapes are those of all."""
+        row, seed = self.as_row or (row, seed)
         out: dict[str, Any] = {}
         if not isinstance(self.parts, Parts):
             return out
