@@ -23,6 +23,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from keft_jax.config import OptimConfig
 from keft_jax.models.functional import Model, Tree
@@ -72,12 +73,15 @@ def fetch_rows(
 
     for view in views.values():
         model.module.map_rows(view, collect)
-    rows = {}
+    rows, places = {}, {}
     for path, table in tables.items():
         limit = len(table.value) * (exchange.chips if exchange else 1)
         asked = jnp.concatenate(wanted[path])
         asked = jnp.where(asked < 0, limit, asked)  # -1: no entity
-        ids = jnp.unique(asked, size=min(len(asked), limit + 1), fill_value=limit)
+        size = min(len(asked), limit + 1)
+        ids, place = jnp.unique(asked, size=size, fill_value=limit, return_inverse=True)
+        cuts = np.cumsum([len(x) for x in wanted[path]])[:-1]
+        places[path] = iter(jnp.split(place.astype(jnp.int32), cuts))
         # Each number once, those out of range too: the scatter is told so.
         ids = jnp.where(ids < limit, ids, limit + jnp.arange(len(ids)))
         if exchange is None:
@@ -86,10 +90,10 @@ def fetch_rows(
             rows[path] = RowsOf(ids, *fetch(table.value, ids, exchange.capacity(len(ids))))
 
     def renumber(path: str, ids: Any) -> Any:
+        """In the order in which they were collected."""
         if path not in rows:
             return ids
-        places = jnp.searchsorted(rows[path].ids, ids, method="sort").astype(jnp.int32)
-        return jnp.where(ids < 0, ids, places)
+        return jnp.where(ids < 0, ids, next(places[path]).reshape(ids.shape))
 
     return {name: model.module.map_rows(view, renumber) for name, view in views.items()}, rows
 
