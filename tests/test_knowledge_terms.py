@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import tiny
 
 from keft_jax.config import (
     FusionConfig,
+    GainConfig,
     GroupConfig,
     KeftError,
     KgeConfig,
@@ -20,18 +22,28 @@ from keft_jax.config import (
     OptimConfig,
     TriplesConfig,
 )
+from keft_jax.config.train import Variant
 from keft_jax.data.features import ROWS, with_row
+from keft_jax.gain.variants import (
+    PRESETS,
+    VARIANTS,
+    _program,
+    preset,
+    train_triples,
+    vary,
+    with_all_models,
+)
 from keft_jax.kg.controls import permute_entities
 from keft_jax.kg.embeddings import Embeddings, read_embeddings, write_embeddings
 from keft_jax.kg.store import KG
 from keft_jax.models.functional import Model
-from keft_jax.models.kge import TripleScorer
+from keft_jax.models.kge import TripleScorer, entity_width
 from keft_jax.models.mentions import MentionTeacher, candidates, divergence
 from keft_jax.models.pretrained import flat
 from keft_jax.train.given import Guide, make_given
 from keft_jax.train.loop import Trainer
-from keft_jax.train.parts import build, load_parts, save_parts
-from keft_jax.train.run import load_given
+from keft_jax.train.parts import build, load_kg, load_parts, save_parts
+from keft_jax.train.run import load_given, load_vectors
 
 WIDTH = 8  # of entities: graph.width, and complex of 4
 KGE = KgeConfig(model="complex", width=WIDTH // 2, negatives=6, init=0.1)
@@ -293,3 +305,49 @@ def test_what_cannot_be_is_one_line(folder, sections, message):
     with pytest.raises(KeftError, match=message) as caught:
         build(tiny.config(folder, knowledge=knowledge(folder, **fields), **rest))
     assert "\n" not in str(caught.value)
+
+
+def test_variants_that_differ_in_their_start_share_a_program(folder):
+    assert set(VARIANTS) == set(typing.get_args(Variant))
+    base = tiny.config(folder, gain=GainConfig(rows=("none", "true"), variants=("kge-init",)))
+    every = with_all_models(base)
+    assert every.gain.variants[0] == "kge-init" and len(every.gain.variants) == 6
+
+    def program(name):
+        config = vary(base, VARIANTS[name], lambda model: str(folder / model))
+        if name == "description-init":
+            settings = dataclasses.replace(config.knowledge, entity_width=16)  # as resolved
+            config = dataclasses.replace(config, knowledge=settings)
+        return _program(config)
+
+    settings = dataclasses.replace(base.knowledge, text_model="a model")
+    base = dataclasses.replace(base, knowledge=settings)
+    same = {name for name in VARIANTS if program(name) == _program(base)}
+    assert same == {n for n in VARIANTS if n.endswith(("init", "init-shuffled"))} - {
+        "description-init"
+    }
+    assert program("kg-teacher") == program("kg-teacher-shuffled") != program("multi-task")
+    for model in PRESETS:
+        assert entity_width(preset(model, WIDTH)) == WIDTH
+    with pytest.raises(KeftError, match=r"knowledge\.text_model"):
+        vary(every, VARIANTS["description-init"], str)
+
+
+def test_embeddings_of_a_table_are_trained_once(folder):
+    said = []
+    gain = GainConfig(rows=("none", "true"), kge_steps=2)
+    config = tiny.config(folder, gain=gain)
+    kg = load_kg(config)
+    first = train_triples(config, kg, "distmult", folder, said.append)
+    assert len(said) == 2
+    assert train_triples(config, kg, "distmult", folder, said.append) == first
+    assert len(said) == 2
+    vectors = load_vectors(first)
+    assert set(vectors.names) == set(kg.names) and vectors.vectors.shape == (30, WIDTH)
+    settings = knowledge(folder, entities=str(first))
+    parts, given, _ = made(folder, knowledge=settings, gain=gain)
+    shuffled = dataclasses.replace(given, as_row=("shuffled", 4))
+    table = shuffled.start("true", 0)["nodes"]["rows"]
+    np.testing.assert_array_equal(table, given.start("shuffled", 4)["nodes"]["rows"])
+    assert not np.array_equal(table, given.start("true", 0)["nodes"]["rows"])
+    assert parts.config.knowledge.entity_width == WIDTH

@@ -68,8 +68,8 @@ def mean_names(graph: Any, word_vd: jax.Array) -> jax.Array:
 
 class NodeInput(nnx.Module):
     """First node states: the name's mean word embedding, a frozen vector of the entity where
-    knowledge.vectors has one, a trainable row for each entity, and whether the text mentions it.
-    [b, n, w]."""
+    knowledge.vectors has one, a trainable row for each entity (of a width of its own, then
+    projected), and whether the text mentions it. [b, n, w]."""
 
     def __init__(self, config: Config, rows: int):
         graph, text = config.graph.width, config.encoder.width
