@@ -84,6 +84,12 @@ def _obstacle(config: Config, mesh: Mesh) -> str:
             f"kge.share = {share} must cut optim.batch = {batch} into groups, as many on each of "
             f"the {chips} devices; use a divisor of {batch // chips}"
         )
+    triples = config.objective.triples
+    if triples.weight > 0 and (not share or triples.batch // share % chips):
+        return (
+            f"kge.share = {share} must cut objective.triples.batch = {triples.batch} into groups, "
+            f"as many on each of the {chips} devices; use a smaller divisor"
+        )
     return ""
 
 
