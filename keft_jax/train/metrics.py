@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from keft_jax.files import write_atomic
 
@@ -57,8 +58,9 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        # One event for all: four of add_scalar cost a millisecond of every step.
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._writer.file_writer.add_summary(Summary(value=values), step)
 
     def close(self) -> None:
         self._writer.close()
