@@ -14,6 +14,7 @@ from keft_jax.config import (
     Config,
     DataConfig,
     EvalConfig,
+    GroupConfig,
     KeftError,
     KgeConfig,
     OptimConfig,
@@ -54,15 +55,16 @@ RECIPES: dict[str, dict] = {
         **runs(1300),
     },
     "complex_wn18rr": {
-        "kge": replace(ALL, model="complex", width=200, answers=1, negatives=2048, strength=0.1),
-        **runs(16000, batch=256, tables="rows"),
+        "kge": replace(ALL, model="complex", width=500, answers=1, negatives=2048, strength=0.1),
+        **runs(9000, 3, batch=256, tables="rows"),
     },
     "distmult_fb15k237": {"kge": replace(ALL, model="distmult", width=1000), **runs(1300)},
     "transe_fb15k237": {"kge": replace(DRAWN, model="transe", width=400), **runs(5000)},
     "rotate_fb15k237": {"kge": replace(DRAWN, model="rotate", scale=6), **runs(7000)},
     "transr_fb15k237": {
         "kge": replace(DRAWN, model="transr", negatives=512, share=64, scale=4),
-        **runs(5000),
+        # Projections start as the identity, and Adagrad's first step is the whole learning rate.
+        **runs(4000, groups=(GroupConfig("project", 0.02),)),
     },
     "rotate_wn18rr": {
         "kge": replace(DRAWN, model="rotate", negatives=2048, scale=6),

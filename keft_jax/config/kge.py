@@ -26,7 +26,7 @@ class KgeConfig:
     """Factor on the distance before the loss."""
     reciprocal: bool = True
     """An inverse of its own for every relation, so that (?, r, t) is asked as (t, r inverse, ?)
-    (Lacroix et al. 2018). transr has none."""
+    (Lacroix et al. 2018). In transr both share the projection."""
     loss: Literal["softmax", "self_adversarial", "margin", "bce"] = "softmax"
     """softmax: cross-entropy of each answer among its negatives. self_adversarial: Sun et al. 2019.
     margin: hinge of each answer against each negative. bce: every score by itself."""

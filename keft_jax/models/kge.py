@@ -55,7 +55,7 @@ class TripleScorer(nnx.Module):
     def __init__(self, config: KgeConfig, relations: int):
         self.config, self.known = config, relations
         self.width = entity_width(config)
-        self.reciprocal = config.reciprocal and config.model != "transr"
+        self.reciprocal = config.reciprocal
         count = 2 * relations if self.reciprocal else relations
         out = relation_width(config)
         first: Initializer = jax.nn.initializers.normal(config.init)
