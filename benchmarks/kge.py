@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict, dict, int, list[str] | None]] = {
         ALL,
         ADAM,
         1,
-        ["--model", "ComplEx", "--loop", "lcwa"],  # its cross-entropy takes 16 times as long
+        ["--model", "ComplEx", "--loop", "lcwa"],
     ),
     "complex_all_bf16": ({**ALL, "dtype": "bfloat16"}, ADAM, 1, None),
     "complex_shared": ({**SHARED, "model": "complex"}, ROWS, 2, None),
