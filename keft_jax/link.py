@@ -25,7 +25,7 @@ from keft_jax.train.evaluator import NotFiniteError
 from keft_jax.train.parts import load_run_config
 from keft_jax.train.ranking import SCORES, Ranker, by_relation
 from keft_jax.train.run import load_triple_run
-from keft_jax.train.triple_parts import TripleParts
+from keft_jax.train.triple_parts import TripleParts, vectors_of
 
 logger = logging.getLogger(__name__)
 
@@ -209,29 +209,7 @@ class LinkPredictor:
     def embeddings(self) -> Embeddings:
         """All vectors, to look at or to `write_embeddings`. The vectors of inverses of relations
         and the projections of transr are in `extra`, as "inverse" and "project"."""
-        kge, parts = self.parts.config.kge, self.parts
-        tables = jax.tree.map(np.asarray, jax.device_get(self._params))
-        scorer, count = tables["scorer"], len(parts.relations)
-        extra = {"project": scorer["project"]} if "project" in scorer else {}
-        if len(scorer["relation"]) > count:
-            extra["inverse"] = scorer["relation"][count:]
-        products = kge.model in ("distmult", "complex")
-        meta = {
-            "model": kge.model,
-            "width": str(kge.width),
-            "distance": "product" if products else kge.distance,
-            "scale": str(kge.scale),
-            "kg_hash": parts.kg_hash,
-        }
-        return Embeddings(
-            parts.entities,
-            tables["entity"][: len(parts.entities)],
-            parts.relations,
-            scorer["relation"][:count],
-            parts.names,
-            extra,
-            meta,
-        )
+        return vectors_of(self.parts, self._params)
 
 
 def as_query(item: AnyQuery, where: str) -> Query:

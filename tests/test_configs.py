@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keft_jax.config import EncoderConfig
+from keft_jax.config import EncoderConfig, KnowledgeConfig
 from keft_jax.options import load_config_file
 from keft_jax.train.parts import generate
 from keft_jax.train.run import train
@@ -77,6 +77,7 @@ def test_two_steps_of_triples(model, tmp_path):
             config,
             data=dataclasses.replace(config.data, train=str(RAW / "kg/UMLS")),
             kge=dataclasses.replace(config.kge, width=8),
+            knowledge=KnowledgeConfig(),  # one recipe goes on from another's run
             optim=dataclasses.replace(config.optim, steps=2),
         )
         summary = train(config, tmp_path / spec, quiet=True)

@@ -169,7 +169,8 @@ class KnowledgeConfig:
     objective.triples). name, description: read by a text model; an entity met later has such a row
     too. random: normal numbers, the control of all these. Else the directory of a run of link
     prediction, or a folder of embeddings; what is not in there starts as zeros. To keep rows as
-    they start, name them in optim.groups: match nodes/rows, scale 0."""
+    they start, name them in optim.groups: match nodes/rows, scale 0. Link prediction can go on from
+    other embeddings too, of its own width."""
     relations: str = ""
     """What the graph network's relations start as. Empty: random. name: their names, read by a text
     model. Else as in `entities`."""

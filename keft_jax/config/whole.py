@@ -160,6 +160,14 @@ class Config:
             self.optim.tables,
             "with kge.negatives=0 every step reads the whole table; use dense, or draw negatives",
         )
+        for name in ("entities", "relations"):
+            kind = getattr(self.knowledge, name)
+            check(
+                kind not in ("name", "description", "random"),
+                f"knowledge.{name}",
+                kind,
+                "link prediction starts from a run of link prediction or a folder of embeddings",
+            )
         check(
             not (self.kge.filtered and self.kge.negatives == 0),
             "kge.filtered",

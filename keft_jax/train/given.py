@@ -5,6 +5,7 @@ vectors made from the facts are knowledge, and go with the facts.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import zlib
@@ -22,6 +23,7 @@ from keft_jax.models.functional import Model, Tree
 from keft_jax.models.mentions import MentionTeacher
 from keft_jax.models.pretrained import flat, put
 from keft_jax.train.parts import AnyParts, Parts
+from keft_jax.train.triple_parts import TripleParts
 from keft_jax.train.vectors import TEXTS, read_texts, texts_of
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,9 @@ class Given:
         """The parameters that start otherwise than they are drawn, a partial tree of f32 arrays."""
         row, seed = self.as_row or (row, seed)
         out: Tree = {}
-        if isinstance(self.parts, Parts) and self.entities is not None:
+        if isinstance(self.parts, TripleParts):
+            return self._start_of_triples()
+        if self.entities is not None:
             own = self._of_row(self.entities, row, seed, self.parts.config.knowledge.entities)
             table = np.zeros(self.parts.model.abstract()["nodes"]["rows"].shape, np.float32)
             table[self.parts.knowledge.row_numbers] = own
@@ -79,6 +83,17 @@ class Given:
                     if path.endswith("value"):  # of glorot
                         spread = (2 / (struct.shape[0] + graph.width // graph.heads)) ** 0.5
                     put(out, path, _project(self.relations, path, struct.shape, spread))
+        return out
+
+    def _start_of_triples(self) -> Tree:
+        """Link prediction goes on from other embeddings, as Lin et al. start transr from transe."""
+        out: Tree = {}
+        if self.entities is not None:
+            table = np.zeros(self.parts.model.abstract()["entity"].shape, np.float32)
+            table[: len(self.entities)] = self.entities
+            out["entity"] = table
+        if self.relations is not None:
+            out["scorer"] = {"relation": self.relations}
         return out
 
     def frozen(self, row: str, seed: int) -> dict[str, Any]:
@@ -154,6 +169,34 @@ def make_given(
         vectors, there = _align(embeddings, kg.names, where)
         one = Guide(kge, len(embeddings.relations), scorer, vectors, there)
     return Given(parts, teacher, entities, relations, one)
+
+
+def make_triple_given(parts: TripleParts, read: Callable[[str], Embeddings]) -> Given:
+    """As `make_given`, for link prediction. Raises KeftError where the shapes differ."""
+    settings, scorer = parts.config.knowledge, parts.model.abstract()["scorer"]
+    entities = relations = None
+    if settings.entities:
+        where = f"knowledge.entities = {settings.entities!r}"
+        width = parts.model.abstract()["entity"].shape[1]
+        entities = _align(read(settings.entities), parts.entities, where, width)[0]
+    if settings.relations:
+        where, embeddings = (
+            f"knowledge.relations = {settings.relations!r}",
+            read(settings.relations),
+        )
+        width = scorer["relation"].shape[1]
+        own = embeddings.of_relations()
+        relations = _align(own, parts.relations, where, width)[0]
+        if len(scorer["relation"]) > len(relations):
+            if "inverse" not in embeddings.extra:
+                raise KeftError(
+                    f"{where}: has no vectors of inverse relations; train it with "
+                    "kge.reciprocal=true, or set kge.reciprocal=false here"
+                )
+            inverse = dataclasses.replace(own, vectors=embeddings.extra["inverse"])
+            turned = _align(inverse, parts.relations, where, width)[0]
+            relations = np.concatenate([relations, turned])
+    return Given(parts, entities=entities, relations=relations)
 
 
 def entity_starts(parts: Parts, read: Callable[[str], Embeddings]) -> np.ndarray:

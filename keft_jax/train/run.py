@@ -40,7 +40,7 @@ from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, lo
 from keft_jax.train.console import Display, introduce, print_summary
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.evaluator import NotFiniteError
-from keft_jax.train.given import Given, make_given
+from keft_jax.train.given import Given, make_given, make_triple_given
 from keft_jax.train.loop import Fit, Hooks, P, Scalars, Trainer, fit, make_plan, pick
 from keft_jax.train.metrics import MetricsFile, TensorBoard
 from keft_jax.train.parts import (
@@ -52,7 +52,7 @@ from keft_jax.train.parts import (
 )
 from keft_jax.train.ranking import by_relation
 from keft_jax.train.state import State
-from keft_jax.train.triple_parts import TripleParts, load_triples
+from keft_jax.train.triple_parts import TripleParts, load_triples, vectors_of
 from keft_jax.train.vectors import resolve
 from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
 
@@ -75,7 +75,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         print_summary(summary, quiet=quiet)
         return summary
     parts, splits = build_any(config)
-    given = load_given(parts) if isinstance(parts, Parts) else Given(parts)
+    given = load_given(parts)
     train_set = parts.ready(splits.train)
     select = parts.ready(splits.select) if len(splits.select) else None
     for name, test in splits.tests.items():
@@ -236,14 +236,16 @@ def _abstract_params(parts: AnyParts, mesh: Mesh) -> Any:
     return abstract_like(parts.model.abstract(), parts.model.shardings(mesh))
 
 
-def load_given(parts: Parts) -> Given:
+def load_given(parts: AnyParts) -> Given:
     """What the config names beside the data: the teachers, and the vectors that rows of entities
     and relations start as. Raises KeftError."""
 
     def guide(path: str) -> tuple[KgeConfig, Any, Embeddings]:
         run, params = load_triple_run(path, make_mesh(parts.config.mesh))
-        return run.config.kge, jax.device_get(params["scorer"]), _vectors_of(run, params)
+        return run.config.kge, jax.device_get(params["scorer"]), vectors_of(run, params)
 
+    if isinstance(parts, TripleParts):
+        return make_triple_given(parts, load_vectors)
     return make_given(parts, load_teacher(parts), load_vectors, guide)
 
 
@@ -251,13 +253,7 @@ def load_vectors(path: str | os.PathLike[str]) -> Embeddings:
     """Of the directory of a run of link prediction, or a folder of embeddings. Raises KeftError."""
     if not (Path(path) / "config.json").is_file():
         return read_embeddings(Path(path))
-    return _vectors_of(*load_triple_run(path, make_mesh(MeshConfig(data=1))))
-
-
-def _vectors_of(run: TripleParts, params: Any) -> Embeddings:
-    entity = np.asarray(jax.device_get(params["entity"]))[: len(run.entities)]
-    relation = np.asarray(jax.device_get(params["scorer"]["relation"]))[: len(run.relations)]
-    return Embeddings(run.entities, entity, run.relations, relation)
+    return vectors_of(*load_triple_run(path, make_mesh(MeshConfig(data=1))))
 
 
 def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:

@@ -26,6 +26,7 @@ from keft_jax.data.triples import (
 )
 from keft_jax.files import write_atomic
 from keft_jax.kg import disk
+from keft_jax.kg.embeddings import Embeddings
 from keft_jax.kg.names import Names
 from keft_jax.kg.triples import SELECT, TRAIN, read_splits
 from keft_jax.models.functional import Model
@@ -168,3 +169,31 @@ def load_triples(config: Config, folder: Path) -> TripleParts:
         raise KeftError(f"{folder / FOLDER}: {error} is missing; train again") from error
     relations = tuple(strings["relations"])
     return TripleParts(config, strings["entities"], relations, strings["names"], splits)
+
+
+def vectors_of(parts: TripleParts, params: Any) -> Embeddings:
+    """All vectors of a run. The vectors of inverses of relations and the projections of transr are
+    in `extra`, as "inverse" and "project"."""
+    kge = parts.config.kge
+    tables = jax.tree.map(np.asarray, jax.device_get(params))
+    scorer, count = tables["scorer"], len(parts.relations)
+    extra = {"project": scorer["project"]} if "project" in scorer else {}
+    if len(scorer["relation"]) > count:
+        extra["inverse"] = scorer["relation"][count:]
+    products = kge.model in ("distmult", "complex")
+    meta = {
+        "model": kge.model,
+        "width": str(kge.width),
+        "distance": "product" if products else kge.distance,
+        "scale": str(kge.scale),
+        "kg_hash": parts.kg_hash,
+    }
+    return Embeddings(
+        parts.entities,
+        tables["entity"][: len(parts.entities)],
+        parts.relations,
+        scorer["relation"][:count],
+        parts.names,
+        extra,
+        meta,
+    )
