@@ -39,8 +39,8 @@ class KgeConfig:
     share: int = 0
     """Queries in a row that share their negatives: 1: each has its own, 0: the whole batch."""
     filtered: bool = False
-    """Negatives that the batch knows as answers of the query are left out. With all entities they
-    always are, but in softmax each answer is also a rival of the others."""
+    """Drawn negatives that are answers of the query in training are left out. With all entities
+    those of the example always are, but in softmax each is also a rival of the others."""
     answers: int = 1
     """Answers of a query that one example holds, at most; a query with more makes several examples.
     With all entities more are cheaper: they share their row of scores."""

@@ -142,6 +142,19 @@ class Config:
     def _check_link_prediction(self) -> None:
         batch, share = self.optim.batch, self.kge.share
         check(bool(self.data.train), "data.train", self.data.train, "name a file of triples")
+        data, objective = self.data, self.objective
+        for name, value in (
+            ("data.generator", data.generator),
+            ("data.select_share", data.select_share),
+            ("data.test_share", data.test_share),
+            ("encoder.pretrained", self.encoder.pretrained),
+            ("knowledge.kg", self.knowledge.kg),
+            ("objective.mlm.weight", objective.mlm.weight),
+            ("objective.distill.weight", objective.distill.weight),
+            ("objective.triples.weight", objective.triples.weight),
+            ("objective.kg_teacher.weight", objective.kg_teacher.weight),
+        ):
+            check(not value, name, value, "does nothing in link prediction; leave it out")
         check(
             self.optim.accumulate == 1,
             "optim.accumulate",

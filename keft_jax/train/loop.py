@@ -289,4 +289,8 @@ def make_ranker(parts: TripleParts, mesh: Mesh) -> Ranker:
 def pick(scores: Mapping[str, float], metric: str) -> float:
     if metric not in scores:
         raise KeftError(f"eval.metric = {metric!r}: this task has {', '.join(scores)}")
+    if metric.endswith("mean_rank"):
+        raise KeftError(
+            f"eval.metric = {metric!r}: the highest value chooses, and here low is good; use mrr"
+        )
     return scores[metric]
