@@ -1,6 +1,7 @@
 """A table updated by rows: as the dense optimizer where that is sparse, and at no cost that grows
 with the table."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import toy_triples as toy
 
-from keft_jax.config import MeshConfig, OptimConfig
+from keft_jax.config import GroupConfig, MeshConfig, OptimConfig
 from keft_jax.models import functional
 from keft_jax.train.rows import RowTable, fetch_rows, update_rows
 
@@ -20,7 +21,9 @@ ROWS, WIDTH = 12, 3
 
 @functools.cache
 def training(tables="rows", entities=toy.ENTITIES, rows=toy.ROWS):
-    return toy.Training(toy.config(ONE, tables), entities, rows)
+    c = toy.config(ONE, tables)
+    optim = dataclasses.replace(c.optim, groups=(GroupConfig("entity", 0.5),))
+    return toy.Training(dataclasses.replace(c, optim=optim), entities, rows)
 
 
 def test_adagrad_by_rows_is_dense_adagrad():

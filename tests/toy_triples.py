@@ -12,7 +12,6 @@ from keft_jax.tasks.link_prediction import LinkPrediction
 from keft_jax.train.exchange import choose_exchange
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
-from keft_jax.train.rows import without
 from keft_jax.train.state import make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 
@@ -46,7 +45,7 @@ class Training:
         self.mesh = make_mesh(c.mesh)
         self.model = Model(TripleModel(c.kge, entities, rows, RELATIONS))
         paths = row_tables(self.model, c.optim)
-        tx = make_optimizer(c.optim, without(self.model.abstract(), paths))
+        tx = make_optimizer(c.optim, self.model.abstract(), paths)
         names = [str(i) for i in range(entities)]
         terms = make_terms(c.objective, LinkPrediction(c.kge, names), None)
         self.shardings = state_shardings(self.model, c.optim, tx, self.mesh)

@@ -54,7 +54,7 @@ class Trainer(Generic[P]):
         self.eval_batch = self._evaluator.batch
         self._check_divides(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         rows = row_tables(parts.model, config.optim)
-        self.tx = make_optimizer(config.optim, without(parts.model.abstract(), rows))
+        self.tx = make_optimizer(config.optim, parts.model.abstract(), rows)
         terms = make_terms(
             config.objective,
             parts.task,

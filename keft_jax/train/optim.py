@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from keft_jax.config import KeftError, OptimConfig
+from keft_jax.config import GroupConfig, KeftError, OptimConfig
 from keft_jax.models.functional import paths
+from keft_jax.train.rows import without
 
 
 def schedule(config: OptimConfig) -> optax.Schedule:
@@ -30,11 +31,15 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     return optax.join_schedules([rise, fall], [up])
 
 
-def make_optimizer(config: OptimConfig, abstract: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, abstract: Any, tables: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
     """Updates for a peak learning rate of 1: the step multiplies them by the peak, an argument, so
-    that a grid of rates shares one compilation. Raises KeftError for a group that matches nothing.
+    that a grid of rates shares one compilation. tables: paths of the parameters that are updated by
+    rows, not here. Raises KeftError for a group that matches nothing.
     """
-    scales = _scales(config, abstract)
+    scales = without(_scales(config, abstract), tables)
+    abstract = without(abstract, tables)
     decayed = jax.tree.map(lambda path: not path.endswith(("bias", "scale")), paths(abstract))
     chain = [
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
@@ -62,19 +67,22 @@ def stop_frozen(config: OptimConfig, params: Any) -> Any:
     )
 
 
+def scale_of(config: OptimConfig, path: str) -> float:
+    """Factor on the learning rate of the parameter at a path."""
+    group = _group_of(config, path)
+    return 1.0 if group is None else group.scale
+
+
+def _group_of(config: OptimConfig, path: str) -> GroupConfig | None:
+    return next((group for group in config.groups if group.match in path), None)
+
+
 def _scales(config: OptimConfig, abstract: Any) -> Any:
-    matched = set()
-
-    def scale(path: str) -> float:
-        for group in config.groups:
-            if group.match in path:
-                matched.add(group.match)
-                return group.scale
-        return 1.0
-
-    scales = jax.tree.map(scale, paths(abstract))
+    names = paths(abstract)
+    scales = jax.tree.map(lambda path: scale_of(config, path), names)
+    matched = [_group_of(config, path) for path in jax.tree.leaves(names)]
     for group in config.groups:
-        if group.match not in matched:
+        if group not in matched:
             known = ", ".join(sorted(abstract))
             raise KeftError(
                 f"optim.groups.match = {group.match!r}: no parameter of its own has this in its "
