@@ -22,7 +22,6 @@ from keft_jax.kg.find import best_of, find_ids, find_similar
 from keft_jax.kg.triples import SELECT, TRAIN, read_known
 from keft_jax.sharding import make_mesh
 from keft_jax.train.evaluator import NotFiniteError
-from keft_jax.train.parts import load_run_config
 from keft_jax.train.ranking import SCORES, Ranker, by_relation
 from keft_jax.train.run import load_triple_run
 from keft_jax.train.triple_parts import TripleParts, vectors_of
@@ -259,6 +258,4 @@ def read_queries(path: str | os.PathLike[str]) -> list[Query]:
 
 def load_links(run: str | os.PathLike[str]) -> LinkPredictor:
     """The trained embeddings of a run's directory. Raises KeftError where it is none."""
-    if load_run_config(Path(run)).task.kind != "link_prediction":
-        raise KeftError(f"{run}: a run on text; give one of link prediction, or embeddings")
     return LinkPredictor(*load_triple_run(Path(run), make_mesh(MeshConfig(data=1))))

@@ -211,7 +211,10 @@ def entity_starts(parts: Parts, read: Callable[[str], Embeddings]) -> np.ndarray
         return draw.astype(np.float32)
     where = f"knowledge.entities = {kind!r}"
     vectors, there = _align(read(kind), kg.names, where, width)
-    return vectors / np.sqrt(np.mean(np.square(vectors[there], dtype=np.float64))).astype("f")
+    square = np.mean(np.square(vectors[there], dtype=np.float64))
+    if not square:
+        raise KeftError(f"{where}: vectors of zeros alone; train them first")
+    return vectors / np.sqrt(square).astype("f")
 
 
 def _align(

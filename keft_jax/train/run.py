@@ -53,7 +53,7 @@ from keft_jax.train.parts import (
 from keft_jax.train.ranking import by_relation
 from keft_jax.train.state import State
 from keft_jax.train.triple_parts import TripleParts, load_triples, vectors_of
-from keft_jax.train.vectors import resolve
+from keft_jax.train.vectors import is_run, resolve
 from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
 
 VERSIONS = ("keft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -251,7 +251,7 @@ def load_given(parts: AnyParts) -> Given:
 
 def load_vectors(path: str | os.PathLike[str]) -> Embeddings:
     """Of the directory of a run of link prediction, or a folder of embeddings. Raises KeftError."""
-    if not (Path(path) / "config.json").is_file():
+    if not is_run(path):
         return read_embeddings(Path(path))
     return vectors_of(*load_triple_run(path, make_mesh(MeshConfig(data=1))))
 

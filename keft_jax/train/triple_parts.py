@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,14 +156,15 @@ def build_triples(config: Config) -> tuple[TripleParts, Splits]:
 
 def load_triples(config: Config, folder: Path) -> TripleParts:
     """The parts of a run's directory. Raises KeftError where something is missing or damaged."""
+    if config.task.kind != "link_prediction":
+        raise KeftError(f"{folder}: a run on text; give one of link prediction, or embeddings")
     arrays, meta = disk.read(folder / FOLDER, verify=True)
     try:
         strings = {
             name: Names(arrays[f"{name}.bytes"], arrays[f"{name}.offsets"])
             for name in ("entities", "relations", "names")
         }
-        names = json.loads(json.dumps(meta["splits"]))
-        splits = {split: arrays[f"split.{place}"] for place, split in enumerate(names)}
+        splits = {split: arrays[f"split.{i}"] for i, split in enumerate(meta["splits"])}
     except KeyError as error:
         raise KeftError(f"{folder / FOLDER}: {error} is missing; train again") from error
     relations = tuple(strings["relations"])

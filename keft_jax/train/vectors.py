@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from keft_jax.models.functional import Model
 from keft_jax.models.fusion import row_width
 from keft_jax.models.kge import entity_width
 from keft_jax.models.pretrained import load_weights, locate, read_vocab_size
+from keft_jax.train.triple_parts import FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +137,16 @@ def _start_width(config: Config) -> int:
     if kind in TEXTS:
         folder = config.knowledge.text_model or config.encoder.pretrained
         return pretrained.read_sizes(locate(folder), EncoderConfig()).width
-    run = Path(kind) / "config.json"
-    if run.is_file():
+    if is_run(kind):
+        run = Path(kind) / "config.json"
         return entity_width(from_json(run.read_text(), str(run)).kge)
     return read_embeddings(kind).vectors.shape[1]
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a run's directory: DGL-KE's folders of embeddings have a config.json too."""
+    config, *made = (Path(path) / name for name in ("config.json", "inputs.json", FOLDER))
+    return config.is_file() and any(file.exists() for file in made)
 
 
 def texts_of(kg: KG, kind: str) -> list[str]:
