@@ -159,6 +159,11 @@ def test_a_table_cut_over_eight_devices_gives_the_same_ranks():
     placed = jax.device_put(params, model.shardings(mesh))
     assert len(placed["entity"].addressable_shards[0].data) == rows // 8
     check(ranker.evaluate(placed, dataset), alone)
+    queries = dict.fromkeys(("source", "relation", "answer"), np.zeros(BATCH, np.int32))
+    queries |= {"inverse": np.zeros(BATCH, bool), "row": np.full(8, BATCH, np.int32)}
+    queries["column"] = np.zeros(8, np.int32)
+    compiled = ranker._rank.lower(placed, queries).compile().as_text()
+    assert "all-reduce" in compiled and "all-gather" not in compiled  # no chip has all rows
 
 
 def test_all_alike_is_the_middle_and_the_only_one_left_is_first():

@@ -206,34 +206,46 @@ class TripleModel(nnx.Module):
         q = self.scorer.query(table[source_b][None], relation, inverse_b[None])
         return self.scorer.shared(q, relation, table[None, : self.entities], "float32")[0]
 
+    def queries(
+        self, source_b: jax.Array, relation_b: jax.Array, inverse_b: jax.Array
+    ) -> jax.Array:
+        """f32[b, x], for `rank`."""
+        source_bw = use(self.entity)[source_b]
+        return self.scorer.query(source_bw[None], relation_b[None], inverse_b[None])[0]
+
     def rank(
         self,
-        source_b: jax.Array,
+        q_bx: jax.Array,
         relation_b: jax.Array,
-        inverse_b: jax.Array,
         answer_b: jax.Array,
         known: tuple[jax.Array, jax.Array],
         blocks: tuple[int, int],
+        axes: tuple[str, ...] = (),
     ) -> jax.Array:
         """f32[b]: the rank of each answer among all entities but the known others, which are given
         as (rows, columns) of the scores [b, n], i32[f]; a row of b is padding. Ties count at their
-        mean. NaN where the answer has no finite score. blocks: (count, size) that the entities are
-        cut into. For transr all queries have one relation.
+        mean. NaN where the answer has no finite score. For transr all queries have one relation.
 
         Every comparison is between scores of the same matmul: with more blocks than one the scores
         are computed twice, first to find those of the answers.
+
+        blocks: (count, size) that the entities are cut into. axes: of the mesh, inside `shard_map`;
+        the table is this chip's part, and what is counted is summed over chips.
         """
-        table, (count, size) = use(self.entity), blocks
-        relation, inverse = relation_b[None], inverse_b[None]
+        (table, (count, size)), b = (use(self.entity), blocks), len(answer_b)
         # An answer is no rival of itself, known or not.
-        row = jnp.concatenate([known[0], jnp.arange(len(answer_b))])
+        row = jnp.concatenate([known[0], jnp.arange(b)])
         column = jnp.concatenate([known[1], answer_b])
-        q = self.scorer.query(table[source_b][None], relation, inverse)
-        starts = jnp.minimum(jnp.arange(count) * size, max(self.entities - size, 0))
+        end, spare = self.entities, count > 1
+        if axes:
+            first = jax.lax.axis_index(axes) * len(table)
+            end, spare = len(table), True
+            column, answer_b = column - first, answer_b - first
+        starts = jnp.minimum(jnp.arange(count) * size, max(end - size, 0))
 
         def score(start: jax.Array) -> jax.Array:
             e_kw = jax.lax.dynamic_slice_in_dim(table, start, size)
-            return self.scorer.shared(q, relation, e_kw[None], "float32")[0]
+            return self.scorer.shared(q_bx[None], relation_b[None], e_kw[None], "float32")[0]
 
         def own(start: jax.Array, s_bk: jax.Array) -> jax.Array:
             at = answer_b - start
@@ -246,29 +258,42 @@ class TripleModel(nnx.Module):
             start = starts[number]
             at = jnp.where(column >= start, column - start, size)
             s_bk = s_bk.at[row, at].set(-jnp.inf, mode="drop")
-            # The last block begins earlier than it would, to be as long as the others.
-            seen = jnp.arange(size) + start < number * size
-            s_bk = jnp.where(seen, -jnp.inf, s_bk) if count > 1 else s_bk
+            if spare:
+                # The last block begins earlier than it would, to be as long as the others; and
+                # behind the entities lie spare rows.
+                place = jnp.arange(size) + start
+                seen = place < number * size
+                if axes:
+                    seen |= place + first >= self.entities
+                s_bk = jnp.where(seen, -jnp.inf, s_bk)
             higher, level = ~(s_bk <= right_b[:, None]), s_bk == right_b[:, None]
             return (2 * higher.astype(jnp.int32) + level.astype(jnp.int32)).sum(1)
 
+        def over_chips(right_b: jax.Array) -> jax.Array:
+            if not axes:
+                return right_b
+            here = (answer_b >= 0) & (answer_b < len(table))
+            return jax.lax.psum(jnp.where(here, right_b, 0), axes)
+
         if count == 1:
             s_bn = score(starts[0])
-            right_b = own(starts[0], s_bn)
+            right_b = over_chips(own(starts[0], s_bn))
             total = above(jnp.int32(0), s_bn, right_b)
         else:
             right_b = jax.lax.fori_loop(
                 0,
                 count,
                 lambda i, best: jnp.maximum(best, own(starts[i], score(starts[i]))),
-                jnp.full(len(source_b), -jnp.inf),
+                jnp.full(b, -jnp.inf),
             )
+            right_b = over_chips(right_b)
             total = jax.lax.fori_loop(
                 0,
                 count,
                 lambda i, sum_b: sum_b + above(i, score(starts[i]), right_b),
-                jnp.zeros(len(source_b), jnp.int32),
+                jnp.zeros(b, jnp.int32),
             )
+        total = jax.lax.psum(total, axes) if axes else total
         return jnp.where(jnp.isfinite(right_b), 1 + total / 2, jnp.nan)
 
     def vectors(self) -> jax.Array:

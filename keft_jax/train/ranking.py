@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from keft_jax.data.triples import Known, TripleDataset
 from keft_jax.models.functional import Model
-from keft_jax.sharding import on_mesh, replicated
+from keft_jax.sharding import MESH_AXES, on_mesh, replicated
 from keft_jax.train.evaluator import NotFiniteError
 
 SCORES = 1 << 24
@@ -30,21 +30,29 @@ class Ranker:
     def __init__(self, model: Model, known: Known, mesh: Mesh, batch: int, grouped: bool):
         """grouped: all queries of a batch have one relation (transr)."""
         self._known, self.batch, self._grouped = known, batch, grouped
-        size = min(known.entities, max(SCORES // batch, 1))
-        count = -(-known.entities // size)
+        # On a mesh each chip ranks against its own rows of the table: no chip gathers it whole.
+        axes = MESH_AXES if mesh.size > 1 else ()
+        own = model.abstract()["entity"].shape[0] // mesh.size if axes else known.entities
+        size = min(own, max(SCORES // batch, 1))
+        blocks = -(-own // size), size
+
+        def local(params: Any, q_bx: jax.Array, queries: dict[str, jax.Array]) -> jax.Array:
+            filtered = queries["row"], queries["column"]
+            given = (q_bx, queries["relation"], queries["answer"], filtered, blocks, axes)
+            with on_mesh(None):
+                return model.apply(params, *given, method="rank")
 
         def rank(params: Any, queries: dict[str, jax.Array]) -> jax.Array:
+            asked = (queries[name] for name in ("source", "relation", "inverse"))
             with on_mesh(mesh):
-                return model.apply(
-                    params,
-                    queries["source"],
-                    queries["relation"],
-                    queries["inverse"],
-                    queries["answer"],
-                    (queries["row"], queries["column"]),
-                    (count, size),
-                    method="rank",
-                )
+                q_bx = model.apply(params, *asked, method="queries")
+            if not axes:
+                return local(params, q_bx, queries)
+            whole = PartitionSpec()
+            cut = jax.tree.map(lambda place: place.spec, model.shardings(mesh))
+            return jax.shard_map(
+                local, mesh=mesh, in_specs=(cut, whole, whole), out_specs=whole, check_vma=False
+            )(params, q_bx, queries)
 
         self._rank = jax.jit(rank, out_shardings=replicated(mesh))
 
