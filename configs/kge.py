@@ -64,7 +64,8 @@ RECIPES: dict[str, dict] = {
     "distmult_fb15k237": {"kge": replace(ALL, model="distmult", width=1000), **runs(1300)},
     "transe_fb15k237": {"kge": replace(DRAWN, model="transe", width=400), **runs(5000)},
     "rotate_fb15k237": {"kge": replace(DRAWN, model="rotate", scale=6), **runs(7000)},
-    # Goes on from the run of transe, as Lin et al. do; its projections start as the identity, and
+    # Goes on from the run of transe (train it first, with --workdir runs/kge_transe_fb15k237), as
+    # Lin et al. do; its projections start as the identity, and
     # Adagrad's first step is the whole learning rate.
     "transr_fb15k237": {
         "kge": replace(DRAWN, model="transr", width=400, negatives=512, share=64),

@@ -37,7 +37,8 @@ class KgeConfig:
     negatives: int = 0
     """Entities drawn uniformly as wrong answers of a query. 0: all entities (1-vs-all)."""
     share: int = 0
-    """Queries in a row that share their negatives: 1: each has its own, 0: the whole batch."""
+    """Queries in a row that share their negatives: 1: each has its own, 0: the whole batch. With
+    all entities only transr has a use for it."""
     filtered: bool = False
     """Drawn negatives that are answers of the query in training are left out. With all entities
     those of the example always are, but in softmax each is also a rival of the others."""

@@ -127,7 +127,8 @@ class OptimConfig:
     tables: Literal["dense", "rows"] = "dense"
     """Of the table of entities. rows: a step reads and changes only the rows that its batch names,
     at a cost that does not grow with the table. With adagrad that is the same as dense; with adamw
-    it is lazy Adam: rows that are not in the batch rest, and the table has no weight decay."""
+    it is lazy Adam: rows that are not in the batch rest. The table has no weight decay and is not
+    clipped."""
     steps: int = 1000
     batch: int = 32
     """Examples in a step, over all devices and all accumulated parts."""

@@ -173,6 +173,14 @@ class Config:
             self.optim.tables,
             "with kge.negatives=0 every step reads the whole table; use dense, or draw negatives",
         )
+        for name in ("clip", "weight_decay"):
+            value = getattr(self.optim, name)
+            check(
+                self.optim.tables == "dense" or value == 0,
+                f"optim.{name}",
+                value,
+                "is not for tables by rows; set it to 0, or optim.tables=dense",
+            )
         for name in ("entities", "relations"):
             kind = getattr(self.knowledge, name)
             check(

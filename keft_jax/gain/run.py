@@ -43,7 +43,7 @@ from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
-from keft_jax.train.run import load_given
+from keft_jax.train.run import identify, load_given
 
 
 class GainRun:
@@ -69,7 +69,11 @@ class GainRun:
         self.train = self.parts.dataset(splits.train)
         self.select = self.parts.dataset(splits.select)
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
-        self.trainer = Trainer(self.parts, load_given(self.parts))
+        given = load_given(self.parts)
+        self._read = given.inputs()
+        if given.teacher:
+            self._read["objective.distill.teacher"] = identify(*given.teacher)
+        self.trainer = Trainer(self.parts, given)
         self.variants = Variants(self.trainer, workdir, say)
         self.metric = config.eval.metric or self.parts.task.metrics[0]
         if self.metric not in self.parts.task.metrics:
@@ -156,7 +160,8 @@ class GainRun:
         if start or self.config.data.vocab:  # else it follows from the training text
             tokenizer = self.parts.knowledge.vocabulary.tokenizer
             out = {"vocabulary": digest(tokenizer.to_str())} | out
-        return out | ({"encoder.pretrained": start} if start else {})
+        out |= {"encoder.pretrained": start} if start else {}
+        return out | {name: value for name, value in self._read.items() if value}
 
     def _rates(self, row: str, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """All learning rates for the first seed; for the others the one it chose, and the lower

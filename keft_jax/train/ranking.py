@@ -21,6 +21,7 @@ from keft_jax.train.evaluator import NotFiniteError
 
 SCORES = 1 << 24
 """Scores in memory at a time, 4 bytes each, where a batch of queries has more than so many."""
+QUERIES = 1 << 14  # at a time, at most
 FILTER = 1 << 12  # known answers of a batch are padded to a multiple of this
 
 
@@ -29,6 +30,7 @@ class Ranker:
 
     def __init__(self, model: Model, known: Known, mesh: Mesh, batch: int, grouped: bool):
         """grouped: all queries of a batch have one relation (transr)."""
+        batch = min(batch, QUERIES)
         self._known, self.batch, self._grouped = known, batch, grouped
         # On a mesh each chip ranks against its own rows of the table: no chip gathers it whole.
         axes = MESH_AXES if mesh.size > 1 else ()

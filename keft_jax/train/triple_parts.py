@@ -148,10 +148,33 @@ def build_triples(config: Config) -> tuple[TripleParts, Splits]:
     for note in read.report.notes():
         logger.warning("%s: %s", data.train, note)
     splits = dict(read.splits)
+    _refuse_trained_on(splits, config)
     parts = TripleParts(config, read.entities, read.relations, read.labels, splits)
     tests = {name: t for name, t in splits.items() if name not in (TRAIN, SELECT)}
     nothing: Any = np.zeros((0, 3), np.int32)
     return parts, Splits(splits[TRAIN], splits.get(SELECT, nothing), tests)
+
+
+def _refuse_trained_on(splits: dict[str, np.ndarray], config: Config) -> None:
+    """Counts what a split shares with train; raises KeftError where it is all of it."""
+    size = 1 + max(int(triples.max(initial=0)) for triples in splits.values())
+
+    def number(triples: np.ndarray) -> np.ndarray:
+        head, relation, tail = triples.astype(np.int64).T
+        return (relation * size + head) * size + tail
+
+    trained = number(splits[TRAIN])
+    for name, triples in splits.items():
+        if name == TRAIN or not len(triples):
+            continue
+        shared = int(np.isin(number(triples), trained).sum())
+        if shared == len(triples):
+            raise KeftError(
+                f"data.{'select' if name == SELECT else 'test'}: all {shared} triples of {name} "
+                f"are in {config.data.train} too; what is trained on shows nothing, give others"
+            )
+        if shared:
+            logger.warning("%s: %d of %d triples are in train too", name, shared, len(triples))
 
 
 def load_triples(config: Config, folder: Path) -> TripleParts:
