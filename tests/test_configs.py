@@ -9,6 +9,7 @@ import pytest
 
 from keft_jax.config import EncoderConfig, KnowledgeConfig
 from keft_jax.options import load_config_file
+from keft_jax.train.dry_run import dry_run
 from keft_jax.train.parts import generate
 from keft_jax.train.run import train
 
@@ -83,3 +84,13 @@ def test_two_steps_of_triples(model, tmp_path):
         summary = train(config, tmp_path / spec, quiet=True)
         assert summary["steps"] == 2
         assert set(summary["scores"]) == {"test"}
+
+
+def test_a_dry_run_of_triples_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("train.tsv").write_text("a\tr\tb\nb\tr\tc\nc\tr\ta\n")
+    config = load_config_file(str(ROOT / "configs/kge_umls.py"))
+    data = dataclasses.replace(config.data, train="train.tsv")
+    dry_run(dataclasses.replace(config, data=data))
+    assert "(b, r, ?)" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["train.tsv"]

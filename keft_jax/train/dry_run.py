@@ -14,7 +14,7 @@ from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.console import introduce
 from keft_jax.train.coverage import cover
 from keft_jax.train.loop import Trainer, make_plan
-from keft_jax.train.parts import Parts, build
+from keft_jax.train.parts import Parts, build_any
 from keft_jax.train.run import load_given
 
 SHOWN, FACTS = 4, 6
@@ -25,14 +25,14 @@ def dry_run(config: Config) -> dict[str, Any]:
     """Prints the resolved config, sizes, costs of a step and some examples; compiles the step and
     writes nothing (a generator in the config still makes the data files that are missing)."""
     console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
-    parts, splits = build(config)
+    parts, splits = build_any(config)
     config = parts.config
     given = load_given(parts)
     train = parts.ready(splits.train)
     select = parts.ready(splits.select) if len(splits.select) else None
-    trainer = Trainer(parts, given)
+    trainer: Trainer[Any] = Trainer(parts, given)
     length, indices = make_plan(config, train, config.seed).batch(0)
-    batch = train.batch(length, indices)
+    batch: Any = train.batch(length, indices)
     console.print(to_json(config), markup=False)
     introduce(console, trainer, cover(train, parts), select, "(dry run: nothing is written)")
     costs = measure(trainer, batch)
@@ -40,7 +40,13 @@ def dry_run(config: Config) -> dict[str, Any]:
         console.print(f"{name:<32}{value:>12,.1f}")
     console.print("\nthe first batch begins:")
     for place, index in enumerate(indices[:SHOWN]):
-        console.print(describe(parts, train.examples[index], batch, place), markup=False)
+        example = train.examples[index]
+        shown = (
+            describe(parts, example, batch, place)
+            if isinstance(parts, Parts)
+            else (f"  {example.where}")
+        )
+        console.print(shown, markup=False)
     return costs
 
 
