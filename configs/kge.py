@@ -57,6 +57,10 @@ RECIPES: dict[str, dict] = {
         "kge": replace(ALL, model="complex", width=200),
         **runs(1300),
     },
+    "complex_fb15k237_long": {
+        "kge": replace(ALL, model="complex", width=500),
+        **runs(1000, 2),
+    },
     "complex_wn18rr": {
         "kge": replace(ALL, model="complex", width=500, answers=1, negatives=2048, strength=0.1),
         **runs(9000, 3, batch=256, tables="rows"),

@@ -252,7 +252,7 @@ def test_the_teacher_is_the_formula(folder):
 
 
 def test_a_finished_run_teaches_and_rows_can_stay_as_they_start(folder):
-    taught = ObjectiveConfig(kg_teacher=KgTeacherConfig(1.0, embeddings="a run"))
+    taught = ObjectiveConfig(task=0, kg_teacher=KgTeacherConfig(1.0, embeddings="a run"))
     near = knowledge(folder, hops=2, entities=str(folder / "vectors"))
     optim = OptimConfig(
         steps=24, batch=8, learning_rate=1e-2, groups=(GroupConfig("nodes/rows", 0),)
