@@ -209,7 +209,7 @@ def test_a_workdir_that_is_a_file(fails, tmp_path):
     [
         ("--optim.stepz=3", "--optim.stepz=3; did you mean --optim.steps?"),
         ("--learning_rate=3", "did you mean --optim.learning_rate"),
-        ("--optim", "did you mean --optim.steps?"),
+        ("--optim", "did you mean --optim.kind?"),
         ("--optim.steps=many", "--optim.steps: 'many' is no whole number"),
         ("--optim.steps=1.5", "--optim.steps: '1.5' is no whole number"),
         ("--optim.steps=0", "optim.steps = 0: use 1 or more"),

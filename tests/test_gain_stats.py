@@ -17,6 +17,7 @@ from keft_jax.gain.cells import _pack as pack
 from keft_jax.gain.cells import _write_npz as write_npz
 from keft_jax.gain.rows import BASELINES, COLOURS, NOTES, REFERENCES, describe_row, order_rows
 from keft_jax.gain.stats import summarise
+from keft_jax.gain.variants import VARIANTS
 from keft_jax.gain.verdict import judge
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
@@ -287,7 +288,8 @@ def test_a_control_below_the_majority_raises_a_flag():
 
 
 def test_every_row_of_the_config_is_described_and_ordered():
-    assert set(ROWS) | set(BASELINES) == set(NOTES) == set(COLOURS)
+    assert set(ROWS) | set(BASELINES) == set(COLOURS) == set(NOTES) - set(VARIANTS)
+    assert set(VARIANTS) < set(NOTES)
     assert order_rows(["true", "mine", *ROWS])[-2:] == ["mine", "true"]
     assert describe_row("mine") == ""
 
