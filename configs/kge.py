@@ -3,7 +3,7 @@
     python train.py --config configs/kge.py:complex_fb15k237 [--data.train=FOLDER]
 
 The argument is MODEL_DATASET[_long]. FOLDER has train.txt, valid.txt, test.txt (.gz too) of head,
-relation, tail; it is looked for in ../shared/data/kg. Checkpoints are chosen on the validation split.
+relation, tail; it is looked for in ../shared/data/kg. The validation split chooses checkpoints.
 
 Test MRR / hits@10: complex_fb15k237 .343 / .527, complex_fb15k237_long .351 / .537, transe_fb15k237
 .316 / .493, transr_fb15k237 .317 / .501, rotate_fb15k237 .314 / .490, complex_wn18rr .475 / .556.
