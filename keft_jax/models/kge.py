@@ -296,10 +296,6 @@ class TripleModel(nnx.Module):
         total = jax.lax.psum(total, axes) if axes else total
         return jnp.where(jnp.isfinite(right_b), 1 + total / 2, jnp.nan)
 
-    def vectors(self) -> jax.Array:
-        """f32[n, w]"""
-        return use(self.entity)[: self.entities]
-
 
 def score_queries(
     scorer: TripleScorer, target: QueryTarget, table: jax.Array, entities: int
