@@ -147,7 +147,7 @@ class Predictor:
         parts = evaluator.parts
         dataset = self._dataset(parts, parts.read(str(path)))
         scores = parts.task.summarise(evaluator.evaluate(self._params, dataset))
-        linked = float((dataset.seeds[:, 0] >= 0).mean())
+        linked = float(dataset.linked.mean())
         return {"examples": len(dataset), "linked": linked, **scores}
 
     def read(self, path: str | os.PathLike[str]) -> list[Example]:

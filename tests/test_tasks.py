@@ -5,11 +5,15 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from keft_jax.data.source import examples_from
+from keft_jax.data.tokenize import Tokens
 from keft_jax.kg.store import KG
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 
 NAMES = [f"e{i:02}" for i in range(60)]
+
+
+NO_TOKENS = Tokens([], [], [], np.zeros(0, np.int32), 0)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +22,9 @@ def task():
 
 
 def ask(task, *answers):
-    return task.targets(examples_from([{"question": "?", "answers": list(a)} for a in answers]))
+    return task.targets(
+        examples_from([{"question": "?", "answers": list(a)} for a in answers]), NO_TOKENS
+    )
 
 
 def test_rank_metrics_equal_plain_ones(task):
@@ -83,7 +89,7 @@ def test_classification_summary_equals_scikit_learn():
     labels = ["a", "b", "c"]
     task = Classification(labels)
     gold = rng.choice(labels, 50)
-    target = task.targets(examples_from([{"question": "?", "label": g} for g in gold]))
+    target = task.targets(examples_from([{"question": "?", "label": g} for g in gold]), NO_TOKENS)
     logits = rng.normal(size=(50, 3)).astype(np.float32)
     rows = {k: np.asarray(v) for k, v in task.score(logits, target).items()}
     scores = task.summarise(rows)

@@ -17,10 +17,12 @@ ROWS: tuple[str, ...] = typing.get_args(Row)
 class TaskConfig:
     """What is asked of the model."""
 
-    kind: Literal["kgqa", "classification", "mlm", "link_prediction"] = "kgqa"
-    """kgqa: score every entity of the graph. classification: one label for each text. mlm: masked
-    language modelling of texts without labels. link_prediction: triple embeddings (section kge) of
-    the triples in data.train; no text."""
+    kind: Literal["kgqa", "classification", "relation", "typing", "mlm", "link_prediction"] = "kgqa"
+    """kgqa: score every entity of the graph. classification: one label for each text, or text and
+    pair. relation: one label for the first two mentions that the data give. typing: any number of
+    labels (in data.answers) for the first mention. mlm: masked language modelling of texts without
+    labels. link_prediction: triple embeddings (section kge) of the triples in data.train; no
+    text."""
     pooling: Literal["cls", "mean"] = "cls"
     """What classification reads: BERT's pooler on [CLS], or the mean of all tokens (what sentence
     embedding models were trained for)."""
@@ -40,9 +42,10 @@ class TaskConfig:
 class DataConfig:
     """Text: where it stands and what its columns are called (JSONL, TSV, CSV; .gz too)."""
 
-    generator: Literal["", "quickstart", "sst2"] = ""
+    generator: Literal["", "quickstart", "sst2", "fewrel"] = ""
     """Makes the files below where they are missing. quickstart: questions about a gazetteer. sst2:
-    sentences and a graph of sentiment lexicons, from the raw files in `source`."""
+    sentences and a graph of sentiment lexicons, fewrel: sentences with two marked entities and a
+    graph of Wikidata facts, from the raw files in `source`."""
     source: str = ""
     """Folder with the raw files that a generator reads."""
     train: str = ""

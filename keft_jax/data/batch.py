@@ -39,6 +39,15 @@ class LabelTarget:
 
 
 @flax.struct.dataclass
+class AnchorTarget:
+    """What is asked of marked mentions: a label, or which of all labels hold."""
+
+    position: Array  # i32[b, k]: the first token of each mention's mark
+    label: Array  # i32[b], or f32[b, c]: 1 for each label that holds
+    weight: Array  # f32[b]
+
+
+@flax.struct.dataclass
 class TextTarget:
     """Texts that are their own target: what is predicted of them is chosen inside the step."""
 
@@ -90,7 +99,7 @@ class Batch:
     # edges: relation i32[b, e]; senders, receivers i32[b, e], sorted by receiver
     mentions: Mentions
     targets: dict[str, Any]  # {term: struct with a weight}
-    example: Array  # i32[b]: number in its data set; -1: padding
+    example: Array  # i32[b]: unit of its data set; -1: padding
 
 
 @flax.struct.dataclass
@@ -129,7 +138,7 @@ def take(batch: B, indices: np.ndarray) -> B:
     if real.all():
         return out
     targets = {
-        name: dataclasses.replace(target, weight=target.weight * real)
+        name: dataclasses.replace(target, weight=(target.weight.T * real).T)
         for name, target in out.targets.items()
     }
     return dataclasses.replace(out, targets=targets, example=np.where(real, out.example, -1))

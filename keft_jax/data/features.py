@@ -7,9 +7,9 @@ row of the gain table, which changes these arrays and nothing else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jraph
 import numpy as np
@@ -18,7 +18,7 @@ import tokenizers
 from keft_jax.config import KeftError, KnowledgeConfig
 from keft_jax.data.batch import Batch, Mentions, Names, take
 from keft_jax.data.source import Example
-from keft_jax.data.tokenize import encode
+from keft_jax.data.tokenize import Tokens, encode
 from keft_jax.kg.controls import permute_entities, rewire, shuffle_entities
 from keft_jax.kg.linking.string import Mention, StringLinker
 from keft_jax.kg.store import KG
@@ -254,44 +254,91 @@ class Dataset:
     knowledge: Knowledge
     row: tuple[str, int]  # of the gain table, and its seed
     examples: list[Example]
-    lengths: np.ndarray  # i32[N] tokens
-    mentions: list[list[Mention]]  # linked in each text
-    seeds: np.ndarray  # i32[N, m] linked entities, -1: none
-    cut: np.ndarray  # bool[N]: a budget cut this subgraph
-    table: Batch  # of all examples, its nodes without their pieces and vectors
+    texts: list[Example]  # R: what the model reads of them
+    owner: np.ndarray  # i32[U]: the example of each unit
+    lengths: np.ndarray  # i32[U] tokens, of a unit's longest text
+    mentions: list[list[Mention]]  # R: linked in each text
+    seeds: np.ndarray  # i32[R, m] linked entities, -1: none
+    cut: np.ndarray  # bool[R]: a budget cut this subgraph
+    table: Batch  # of all R texts, its nodes without their pieces and vectors
     truncated: int  # texts longer than the last bucket
 
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def each(self) -> int:
+        """Texts of a unit."""
+        return len(self.texts) // max(len(self.owner), 1)
+
+    @property
+    def text_owner(self) -> np.ndarray:
+        """i32[R]: the example of each text."""
+        return np.repeat(self.owner, self.each)
+
+    @property
+    def linked(self) -> np.ndarray:
+        """bool[N]: examples that have a linked entity."""
+        return self.any_of(self.seeds[:, 0] >= 0)
+
+    def any_of(self, text_r: np.ndarray) -> np.ndarray:
+        """bool[N]: whether it holds for some text of each example."""
+        out = np.zeros(len(self), bool)
+        np.logical_or.at(out, self.text_owner, text_r)
+        return out
+
+    @property
+    def strata(self) -> np.ndarray | None:
+        """str[U]: the label of each unit, for draws that have all labels in their shares."""
+        labels = [e.label for e in self.examples]
+        return None if None in labels else np.array(labels)[self.owner]
+
+    def source(self, unit: int) -> Example:
+        """The example that a unit is of."""
+        return self.examples[self.owner[unit]]
+
     def batch(self, length: int, indices: np.ndarray) -> Batch:
-        """Examples by number (-1: padding), texts cut to `length` tokens."""
+        """Units by number (-1: padding), texts cut to `length` tokens."""
+        if self.each > 1:
+            at = indices[:, None] * self.each + np.arange(self.each)
+            indices = np.where(indices[:, None] >= 0, at, -1).ravel()
         out = take(self.table, indices)
         nodes = out.graph.nodes | self.knowledge.describe(out.graph.nodes["entity"], *self.row)
         out = dataclasses.replace(out, graph=out.graph._replace(nodes=nodes))
         return dataclasses.replace(out, tokens=out.tokens[:, :length], types=out.types[:, :length])
 
 
+class Asks(Protocol):
+    """What a data set needs of a task (tasks/task.py)."""
+
+    term: str
+    each: int
+
+    def rows(self, examples: Sequence[Example]) -> tuple[list[Example], np.ndarray]: ...
+
+    def targets(self, rows: Sequence[Example], tokens: Tokens) -> Any: ...
+
+
 def make_dataset(
-    examples: Sequence[Example], knowledge: Knowledge, targets: Mapping[str, Any], longest: int
+    examples: Sequence[Example], knowledge: Knowledge, tasks: Sequence[Asks], longest: int
 ) -> Dataset:
     """The text half; the graph half is that of row `none` until `with_row`.
 
-    targets: {term: struct of numpy arrays, one row for each example}.
+    tasks: the main one, which says what rows there are, and those beside it.
     """
-    examples = list(examples)
+    (texts, owner), each = tasks[0].rows(examples), tasks[0].each
     tokens = encode(
         knowledge.vocabulary.tokenizer,
-        [e.text for e in examples],
-        [e.pair for e in examples] if any(e.pair for e in examples) else None,
+        [e.text for e in texts],
+        [e.pair for e in texts] if any(e.pair for e in texts) else None,
         longest,
     )
-    count, most = len(examples), knowledge.config.mentions
+    count, most = len(texts), knowledge.config.mentions
     ids, types = np.zeros((2, count, longest), np.int32)
     lengths = np.array([len(i) for i in tokens.ids], np.int32)
     start, end = np.zeros((2, count, most), np.int32)
     seeds = np.full((count, most), -1, np.int32)
-    linked = knowledge.link(examples)
+    linked = knowledge.link(texts)
     for row, mentions in enumerate(linked):
         ids[row, : lengths[row]] = tokens.ids[row]
         types[row, : lengths[row]] = tokens.types[row]
@@ -309,12 +356,22 @@ def make_dataset(
         length=lengths,
         graph=None,
         mentions=Mentions(start=start, end=end, node=np.full((count, most), -1, np.int32)),
-        targets=dict(targets),
-        example=np.arange(count, dtype=np.int32),
+        targets={task.term: task.targets(texts, tokens) for task in tasks},
+        example=np.arange(count, dtype=np.int32) // each,
     )
     cut = np.zeros(count, bool)
     text = Dataset(
-        *(knowledge, ("none", 0), examples, lengths, linked, seeds, cut, table, tokens.truncated)
+        knowledge=knowledge,
+        row=("none", 0),
+        examples=list(examples),
+        texts=texts,
+        owner=owner[::each],
+        lengths=lengths.reshape(-1, each).max(1),
+        mentions=linked,
+        seeds=seeds,
+        cut=cut,
+        table=table,
+        truncated=tokens.truncated,
     )
     return with_row(text, knowledge, "none", 0)
 

@@ -52,6 +52,7 @@ class BatchPlan:
       seed: non-negative. Another seed draws other examples, in another order.
       draw: train on so many examples, drawn with the seed; the draw of a smaller number is part
         of that of a larger one. None or 0: all.
+      strata: the class of each example; every draw then has the classes' shares of the whole.
 
     Raises:
       KeftError: no examples, more drawn than there are, or one longer than every bucket.
@@ -64,6 +65,7 @@ class BatchPlan:
         buckets: Sequence[int],
         seed: int,
         draw: int | None = None,
+        strata: np.ndarray | None = None,
     ) -> None:
         lengths = np.asarray(lengths)
         check(batch_size >= 1, "batch_size", batch_size, "use 1 or more")
@@ -76,7 +78,10 @@ class BatchPlan:
             f"there are {len(lengths)} training examples; draw at most so many, or 0 for all",
         )
         self.batch_size, self.buckets, self.seed = batch_size, tuple(buckets), seed
-        drawn = _permutation(len(lengths), seed, _DRAW)[: draw or None]
+        drawn = _permutation(len(lengths), seed, _DRAW)
+        if strata is not None:
+            drawn = drawn[_spread(np.asarray(strata)[drawn])]
+        drawn = drawn[: draw or None]
         self.examples = np.sort(drawn).astype(np.int32)
         """int32[drawn], rising: the examples that the plan trains on."""
         bucket = assign_buckets(lengths[self.examples], self.buckets)
@@ -166,6 +171,16 @@ def eval_batches(
         members = np.pad(members, (0, -len(members) % batch_size), constant_values=-1)
         batches += [(length, row) for row in members.reshape(-1, batch_size)]
     return batches
+
+
+def _spread(classes: np.ndarray) -> np.ndarray:
+    """int64[n]: an order of which every beginning has the classes' shares of the whole."""
+    number = np.unique(classes, return_inverse=True)[1]
+    by_class = np.argsort(number, kind="stable")
+    size = np.bincount(number)
+    rank = np.empty(len(number))
+    rank[by_class] = np.arange(len(number)) - np.repeat(np.cumsum(size) - size, size)
+    return np.lexsort((number, (rank + 0.5) / size[number]))
 
 
 def _permutation(size: int, seed: int, *stream: int) -> np.ndarray:

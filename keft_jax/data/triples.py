@@ -93,6 +93,11 @@ class TripleDataset:
     def examples(self) -> Sequence[TripleExample]:
         return _Examples(self)
 
+    strata = None  # draws of queries are plain
+
+    def source(self, unit: int) -> TripleExample:
+        return self.example(unit)
+
     def show(self, triple: np.ndarray) -> str:
         entities, relations = self.names
         head, relation, tail = (int(x) for x in triple)

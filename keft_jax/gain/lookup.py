@@ -208,6 +208,8 @@ def subset(dataset: Dataset, numbers: np.ndarray) -> Dataset:
     return dataclasses.replace(
         dataset,
         examples=[dataset.examples[i] for i in numbers],
+        texts=[dataset.texts[i] for i in numbers],
+        owner=np.arange(len(numbers), dtype=np.int32),
         lengths=dataset.lengths[numbers],
         mentions=[dataset.mentions[i] for i in numbers],
         seeds=dataset.seeds[numbers],

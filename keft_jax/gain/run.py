@@ -19,7 +19,6 @@ from rich.console import Console
 
 from keft_jax.config import Config, KeftError, config_hash
 from keft_jax.data.features import ROWS, Dataset, with_row
-from keft_jax.data.plan import BatchPlan
 from keft_jax.gain.baselines import fit_char_ngram, majority_per_pattern, score_single
 from keft_jax.gain.cells import (
     Cell,
@@ -40,6 +39,7 @@ from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_
 from keft_jax.gain.stats import summarise
 from keft_jax.gain.variants import Variants
 from keft_jax.models.pretrained import start_digest
+from keft_jax.tasks.kinds import KINDS
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
@@ -87,7 +87,7 @@ class GainRun:
         self._claim()
         rows, seeds = self.config.gain.rows, range(self.config.seed, self.config.seed + self.seeds)
         baselines = [MAJORITY, CHAR_NGRAM]
-        if self.config.task.kind == "classification":
+        if KINDS[self.config.task.kind].single:
             baselines += PROBES
         missing = [
             (row, seed)
@@ -237,7 +237,7 @@ class GainRun:
         """A cheap model on the examples that this seed draws."""
         begin = time.perf_counter()
         config = self.config
-        plan = BatchPlan(self.train.lengths, 1, config.data.buckets, seed, config.data.draw or None)
+        plan = make_plan(config, self.train, seed)
         drawn = [self.train.examples[i] for i in plan.examples]
         metrics, choice = {}, {}
         probed = self.probes.predict(row, plan.examples, seed) if row in PROBES else {}

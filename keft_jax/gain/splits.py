@@ -40,8 +40,10 @@ def make_split(name: str, dataset: Dataset, parts: Parts) -> Split:
     (unambiguous), and the edges between a mention and its nearest answer; and the values of the
     fields in `data.slices`."""
     examples = dataset.examples
-    covered = dataset.seeds[:, 0] >= 0
-    degree = np.append(parts.knowledge.kg.degrees, 0)[dataset.seeds].max(1)
+    covered = dataset.linked
+    degree = np.zeros(len(examples), int)
+    of_texts = np.append(parts.knowledge.kg.degrees, 0)[dataset.seeds].max(1)
+    np.maximum.at(degree, dataset.text_owner, of_texts)
     frequent = covered & (degree > np.median(degree[covered])) if covered.any() else covered
     masks = {"covered": covered, "uncovered": ~covered}
     masks |= {"frequent entity": frequent, "rare entity": covered & ~frequent}

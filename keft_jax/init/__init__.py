@@ -58,7 +58,7 @@ def init(
     )
     kgqa = columns.task == "kgqa"
     if kgqa:
-        from keft_jax.train.parts import MAX_ENTITIES
+        from keft_jax.tasks.kinds import MAX_ENTITIES
 
         if graph.n_entities > MAX_ENTITIES:
             raise KeftError(

@@ -196,7 +196,13 @@ FUSIONS = {
     "cross_attention": CrossAttention,
     "interaction": Interaction,
 }
-TERMS = {"classification": "label", "kgqa": "answer", "mlm": "mlm"}
+TERMS = {
+    "classification": "label",
+    "kgqa": "answer",
+    "mlm": "mlm",
+    "relation": "relation",
+    "typing": "types",
+}
 """The target of each kind of task, and so its head."""
 
 

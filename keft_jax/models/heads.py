@@ -36,6 +36,48 @@ class ClassifyHead(nnx.Module):
         return self.out(dropout(pooled, self.rate, key)), None, []
 
 
+class AnchorHead(nnx.Module):
+    """The states at the marks before mentions, end to end, then a linear layer; beside it one on
+    the nodes of these mentions, which is nothing at first."""
+
+    def __init__(self, config: Config, sizes: Any):
+        width = config.encoder.width
+        self.term, count = ANCHORS[config.task.kind]
+        self.out = Linear(("mlp", count * width), ("label", sizes.labels))
+        self.fused = config.fusion.kind != "none"
+        if self.fused:
+            inner = count * config.graph.width
+            self.gate = NodeGate(config.graph, width) if config.graph.gate else None
+            self.node = Linear(("mlp", inner), ("label", sizes.labels), kernel=zeros)
+        self.rate = config.encoder.dropout
+
+    def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
+        at_bk1 = batch.targets[self.term].position[..., None]
+        marks_bkd = jnp.take_along_axis(x_bld, at_bk1, 1).astype(jnp.float32)
+        text_be = marks_bkd.reshape(len(marks_bkd), -1)
+        logits = self.out(dropout(text_be, self.rate, key))
+        if not self.fused:
+            return logits, None, []
+        cls_bd = x_bld[:, 0].astype(jnp.float32)
+        # The node of a mention is that of the anchor that begins behind the mark.
+        mentions = batch.mentions
+        here_bkm = (mentions.start[:, None] == at_bk1 + 1) & (mentions.node >= 0)[:, None]
+        node_bk = jnp.where(here_bkm, mentions.node[:, None], -1).max(2)
+        nodes_bnw = nodes_bnw.astype(jnp.float32)
+        gate_bn = jnp.ones(nodes_bnw.shape[:2])
+        if self.gate is not None:
+            gate_bn = self.gate(cls_bd, nodes_bnw)
+        of_bkn = jax.nn.one_hot(node_bk, nodes_bnw.shape[1])
+        own_bkw = jnp.einsum("bkn,bnw->bkw", of_bkn, nodes_bnw * gate_bn[..., None])
+        delta = self.node(own_bkw.reshape(len(own_bkw), -1))
+        there_b1 = (node_bk >= 0).any(1, keepdims=True)
+        return logits + jnp.where(there_b1, delta, 0), gate_bn, []
+
+
+ANCHORS = {"relation": ("relation", 2), "typing": ("types", 1)}
+"""Of a kind of task, its target and how many marked mentions it reads."""
+
+
 class AnswerHead(nnx.Module):
     """Scores every entity: by its name everywhere, and inside the subgraph also by its node,
 
@@ -111,5 +153,11 @@ class MaskedLMHead(nnx.Module):
         return shard(logits, "batch", None, "vocab"), None, []
 
 
-HEADS = {"label": ClassifyHead, "answer": AnswerHead, "mlm": MaskedLMHead}
+HEADS = {
+    "label": ClassifyHead,
+    "answer": AnswerHead,
+    "mlm": MaskedLMHead,
+    "relation": AnchorHead,
+    "types": AnchorHead,
+}
 """By the name of a task's target."""

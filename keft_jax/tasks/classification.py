@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from keft_jax.config import KeftError
 from keft_jax.data.batch import LabelTarget
 from keft_jax.data.source import Example
+from keft_jax.data.tokenize import Tokens
 from keft_jax.tasks.task import AsGiven, Rows
 
 
@@ -24,10 +26,13 @@ class Classification(AsGiven):
         self.choices: Sequence[str] = tuple(labels)
         self._number = {label: i for i, label in enumerate(labels)}
 
-    def targets(self, examples: Sequence[Example]) -> LabelTarget:
-        label = np.zeros(len(examples), np.int32)
-        weight = np.zeros(len(examples), np.float32)
-        for row, example in enumerate(examples):
+    def targets(self, rows: Sequence[Example], tokens: Tokens) -> Any:
+        return self._labels(rows)
+
+    def _labels(self, rows: Sequence[Example]) -> LabelTarget:
+        label = np.zeros(len(rows), np.int32)
+        weight = np.zeros(len(rows), np.float32)
+        for row, example in enumerate(rows):
             if example.label is None:
                 continue
             if example.label not in self._number:
@@ -39,11 +44,11 @@ class Classification(AsGiven):
             label[row], weight[row] = self._number[example.label], 1
         return LabelTarget(label=label, weight=weight)
 
-    def loss(self, logits_bc: jax.Array, target: LabelTarget) -> jax.Array:
+    def loss(self, logits_bc: jax.Array, target: Any) -> jax.Array:
         taken = jnp.take_along_axis(jax.nn.log_softmax(logits_bc), target.label[:, None], 1)
         return -(target.weight * taken[:, 0]).sum()
 
-    def score(self, logits_bc: jax.Array, target: LabelTarget) -> dict[str, jax.Array]:
+    def score(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
         choice = logits_bc.argmax(1)
         right = (choice == target.label) & (target.weight > 0)
         return {"accuracy": right.astype(jnp.float32), "choice": choice, "gold": target.label}

@@ -10,6 +10,7 @@ import numpy as np
 
 from keft_jax.data.batch import AnswerTarget
 from keft_jax.data.source import Example
+from keft_jax.data.tokenize import Tokens
 from keft_jax.kg.store import KG
 from keft_jax.tasks.task import AsGiven, Rows
 
@@ -26,13 +27,14 @@ class KGQA(AsGiven):
         self.choices: Sequence[str] = kg.names
         self._kg, self._share = kg, set_threshold
 
-    def targets(self, examples: Sequence[Example]) -> AnswerTarget:
+    def targets(self, rows: Sequence[Example], tokens: Tokens) -> AnswerTarget:
         """As wide as the most answers of one question, rounded up to a power of two, so that
         splits seldom differ in shape."""
-        total = np.array([len(set(example.answers)) for example in examples], np.int32)
+        del tokens
+        total = np.array([len(set(example.answers)) for example in rows], np.int32)
         width = 1 << max(3, int(total.max(initial=1) - 1).bit_length())
-        answers = np.full((len(examples), width), -1, np.int32)
-        for row, example in enumerate(examples):
+        answers = np.full((len(rows), width), -1, np.int32)
+        for row, example in enumerate(rows):
             found = {self._kg.find(name) for name in example.answers}
             ids = sorted(i for i in found if i is not None)
             answers[row, : len(ids)] = ids

@@ -13,12 +13,12 @@ import numpy as np
 from keft_jax.config import KgeConfig
 from keft_jax.data.batch import QueryTarget
 from keft_jax.models.kge import Scores
-from keft_jax.tasks.task import Rows
+from keft_jax.tasks.task import OneRow, Rows
 
 HITS = (1, 3, 10)
 
 
-class LinkPrediction:
+class LinkPrediction(OneRow):
     """Negatives are drawn inside the step, uniformly among the entities; the loss is that of
     `kge.loss`, a sum over answers, and the metrics are of filtered ranks."""
 
@@ -28,9 +28,9 @@ class LinkPrediction:
     def __init__(self, config: KgeConfig, entities: Sequence[str]):
         self.config, self.choices = config, entities
 
-    def targets(self, examples: Any) -> Any:
+    def targets(self, rows: Any, tokens: Any) -> Any:
         """They are made with the data set (data/triples.py)."""
-        return examples
+        return rows
 
     def prepare(self, batch: Any, key: jax.Array | None, frozen: Mapping[str, Any]) -> Any:
         if not self.config.negatives or key is None:

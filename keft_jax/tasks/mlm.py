@@ -14,12 +14,13 @@ import tokenizers
 
 from keft_jax.data.batch import Batch, MaskTarget, TextTarget, token_mask
 from keft_jax.data.source import Example
-from keft_jax.tasks.task import Rows
+from keft_jax.data.tokenize import Tokens
+from keft_jax.tasks.task import OneRow, Rows
 
 SPECIAL = ("[CLS]", "[SEP]", "[PAD]")
 
 
-class MaskedLM:
+class MaskedLM(OneRow):
     """Cross-entropy of the tokens chosen by `prepare`. They are drawn anew in each step, on the
     device, from a key of each example's own, so that neither the batch nor the devices that an
     example lands on change its masks; in evaluation they are always the same ones."""
@@ -33,8 +34,9 @@ class MaskedLM:
         self._mask, *special = (tokenizer.token_to_id(piece) or 0 for piece in ("[MASK]", *SPECIAL))
         self._special = np.array(special, np.int32)
 
-    def targets(self, examples: Sequence[Example]) -> TextTarget:
-        return TextTarget(weight=np.ones(len(examples), np.float32))
+    def targets(self, rows: Sequence[Example], tokens: Tokens) -> TextTarget:
+        del tokens
+        return TextTarget(weight=np.ones(len(rows), np.float32))
 
     def prepare(
         self, batch: Batch, key: jax.Array | None, frozen: Mapping[str, Any] = MappingProxyType({})

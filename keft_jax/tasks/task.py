@@ -10,6 +10,7 @@ import numpy as np
 
 from keft_jax.data.batch import Batch
 from keft_jax.data.source import Example
+from keft_jax.data.tokenize import Tokens
 
 Rows = Mapping[str, np.ndarray]  # one value for each example
 
@@ -21,9 +22,15 @@ class Task(Protocol):
     """Per-example metrics; the first one chooses checkpoints unless the config says otherwise."""
     choices: Sequence[str]
     """What logit i stands for."""
+    each: int
+    """Rows that the model reads for one unit of a batch: 1, but the choices of a question."""
 
-    def targets(self, examples: Sequence[Example]) -> Any:
-        """The target struct of these examples (numpy). Raises KeftError on an unknown label."""
+    def rows(self, examples: Sequence[Example]) -> tuple[list[Example], np.ndarray]:
+        """(what the model reads, i32[rows]: the example of each, rising). A unit's rows follow one
+        another; an example may have several units (windows of a long text)."""
+
+    def targets(self, rows: Sequence[Example], tokens: Tokens) -> Any:
+        """The target struct of these rows (numpy). Raises KeftError on an unknown label."""
 
     def prepare(self, batch: Any, key: jax.Array | None, frozen: Mapping[str, Any]) -> Any:
         """The batch as the model is shown it, inside the step. key None: evaluation."""
@@ -35,14 +42,30 @@ class Task(Protocol):
         """Sum over examples of weight * loss, f32, of a prepared batch."""
 
     def score(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
-        """Per-example metrics f32[b], and `choice` i32[b]: the model's one answer."""
+        """Metrics of each unit f32[b], and `choice` i32[b]: the model's one answer."""
+
+    def merge(self, rows: Rows, owner: np.ndarray) -> Rows:
+        """From values of units to those of examples. owner: i32[units], the example of each."""
 
     def summarise(self, rows: Rows) -> dict[str, float]:
         """Scores of a whole split from its per-example rows, for reports."""
 
 
-class AsGiven:
-    """Tasks that show the model the batch as it is."""
+class OneRow:
+    """Tasks of which an example is one row."""
+
+    each = 1
+
+    def rows(self, examples: Sequence[Example]) -> tuple[list[Example], np.ndarray]:
+        return list(examples), np.arange(len(examples), dtype=np.int32)
+
+    def merge(self, rows: Rows, owner: np.ndarray) -> Rows:
+        del owner
+        return rows
+
+
+class AsGiven(OneRow):
+    """And that show the model the batch as it is."""
 
     term: str
 

@@ -32,8 +32,8 @@ def cover(dataset: Any, parts: AnyParts) -> dict[str, Any]:
     count = max(len(dataset), 1)
     out: dict[str, Any] = {
         "examples": len(dataset),
-        "linked": float((dataset.seeds >= 0).any(1).sum() / count),
-        "cut": float(dataset.cut.sum() / count),
+        "linked": float(dataset.linked.sum() / count),
+        "cut": float(dataset.any_of(dataset.cut).sum() / count),
         "truncated": dataset.truncated,
     }
     if parts.config.task.kind != "kgqa":

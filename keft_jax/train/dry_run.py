@@ -40,7 +40,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         console.print(f"{name:<32}{value:>12,.1f}")
     console.print("\nthe first batch begins:")
     for place, index in enumerate(indices[:SHOWN]):
-        example = train.examples[index]
+        example = train.source(index)
         shown = (
             describe(parts, example, batch, place)
             if isinstance(parts, Parts)

@@ -50,9 +50,10 @@ class Evaluator:
         order = np.concatenate([r["example"] for r in rows])
         merged = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
         place = np.argsort(np.where(order < 0, len(order), order), kind="stable")
-        merged = {name: value[place[: len(dataset)]] for name, value in merged.items()}
-        refuse_not_finite(merged["probability"], dataset.examples)
-        return merged
+        merged = {name: value[place[: len(dataset.owner)]] for name, value in merged.items()}
+        owners = [dataset.source(unit) for unit in range(len(dataset.owner))]
+        refuse_not_finite(merged["probability"], owners)
+        return dict(self.parts.task.merge(merged, dataset.owner))
 
 
 def refuse_not_finite(probability: np.ndarray, examples: Sequence[Example]) -> None:

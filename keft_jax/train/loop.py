@@ -196,7 +196,7 @@ def fit(
         scalars = {k: float(s / w) for k, (s, w) in jax.device_get(metrics).items()}
         bad = [k for k in ("loss/total", "grad_norm") if not np.isfinite(scalars[k])]
         if bad:
-            batch = [train.examples[i] for i in indices[:SHOWN]]
+            batch = [train.source(i) for i in indices[:SHOWN]]
             more = f" and {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
             raise NotFiniteError(
                 f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples "
@@ -278,7 +278,9 @@ class OverflowWarning:
 def make_plan(config: Config, train: Any, seed: int) -> BatchPlan:
     """train: a Dataset or a TripleDataset; an example of the latter may be several queries."""
     size = config.optim.batch // getattr(train, "block", 1)
-    return BatchPlan(train.lengths, size, config.data.buckets, seed, config.data.draw or None)
+    draw = config.data.draw or None
+    strata = train.strata if draw else None
+    return BatchPlan(train.lengths, size, config.data.buckets, seed, draw, strata)
 
 
 def make_ranker(parts: TripleParts, mesh: Mesh) -> Ranker:

@@ -135,6 +135,7 @@ class Objective:
 
     def __init__(self, model: Model, terms: tuple[Term, ...]):
         self.model, self.terms = model, terms
+        self.each = terms[0].view.each  # rows of a unit of the batch
 
     def views(self, batch: Batch, frozen: Frozen, key: jax.Array | None) -> dict[str, Batch]:
         """The batch as each kind of term is shown it. What a task draws for an example is the same

@@ -37,8 +37,7 @@ from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.pretrained import locate, read_vocab_size
 from keft_jax.sharding import replicated
-from keft_jax.tasks.classification import Classification
-from keft_jax.tasks.kgqa import KGQA
+from keft_jax.tasks.kinds import KINDS, Made, labels_of
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.tasks.reasoning import Reasoning
 from keft_jax.tasks.task import Task
@@ -47,10 +46,7 @@ from keft_jax.train.vectors import TEXTS, entity_vectors, read_texts, resolve, t
 
 logger = logging.getLogger(__name__)
 
-NEEDED = {"kgqa": ("answers",), "classification": ("label",), "mlm": ()}
-"""What an example must have to be trained on or scored, beside its text."""
 VECTORS = "vectors.npy"
-MAX_ENTITIES = 200_000  # entities that an answer task scores at every step
 
 
 @dataclass(frozen=True)
@@ -80,17 +76,19 @@ class Parts:
 
     def dataset(self, examples: Sequence[Example]) -> Dataset:
         tasks = [self.task] if self.beside is None else [self.task, self.beside]
-        targets = {task.term: task.targets(examples) for task in tasks}
-        return make_dataset(examples, self.knowledge, targets, self.config.data.buckets[-1])
+        return make_dataset(examples, self.knowledge, tasks, self.config.data.buckets[-1])
 
     def read(self, path: str) -> list[Example]:
         """The labelled examples of a file."""
-        return read_examples(path, self.config.data, need=NEEDED[self.config.task.kind])
+        return read_examples(path, self.config.data, need=KINDS[self.config.task.kind].needs)
 
     def ready(self, examples: Sequence[Example]) -> Dataset:
         """A split with what the config's row is given of the graph."""
+        return self.given(self.dataset(examples))
+
+    def given(self, dataset: Dataset) -> Dataset:
         row, seed = self.config.knowledge.row, self.config.seed
-        return with_row(self.dataset(examples), self.knowledge, row, seed)
+        return with_row(dataset, self.knowledge, row, seed)
 
     def frozen(self, mesh: Mesh) -> dict[str, Any]:
         """What the step reads beside the batch."""
@@ -119,7 +117,7 @@ class Parts:
         vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer), known)
         starts = self._starts(kg) if config.knowledge.entities in TEXTS else None
         knowledge = Knowledge(kg, ours.vocabulary, config.knowledge, vectors, starts)
-        task = make_task(self.config, kg, tokenizer, self.labels)
+        task = KINDS[config.task.kind].make(Made(config, kg, tokenizer, self.labels))
         return Parts(self.config, knowledge, task, self.model, self.labels)
 
     def _starts(self, kg: KG) -> np.ndarray | None:
@@ -165,21 +163,6 @@ def load_kg(config: Config) -> KG:
     return kg
 
 
-def make_task(
-    config: Config, kg: KG, tokenizer: tokenizers.Tokenizer, labels: Sequence[str]
-) -> Task:
-    if config.task.kind == "classification":
-        return Classification(labels)
-    if config.task.kind == "mlm":
-        return MaskedLM(tokenizer, config.objective.mlm.rate)
-    if kg.n_entities > MAX_ENTITIES:
-        raise KeftError(
-            f"knowledge.kg = {config.knowledge.kg!r}: {kg.n_entities} entities, more than the "
-            f"{MAX_ENTITIES} that kgqa scores at every step; give a smaller graph"
-        )
-    return KGQA(kg, config.task.set_threshold)
-
-
 def pad_vocab(tokenizer: tokenizers.Tokenizer) -> int:
     """Rows of a word table: they divide over the devices."""
     return round_up(tokenizer.get_vocab_size(), 128)
@@ -202,7 +185,7 @@ def assemble(
     )
     knowledge = Knowledge(kg, vocabulary, config.knowledge, vectors)
     model = Model(FusedModel(config, sizes))
-    task = make_task(config, kg, vocabulary.tokenizer, labels)
+    task = KINDS[config.task.kind].make(Made(config, kg, vocabulary.tokenizer, labels))
     return Parts(config, knowledge, task, model, labels)
 
 
@@ -221,12 +204,10 @@ def build(config: Config) -> tuple[Parts, Splits]:
         raise KeftError("task.kind = 'link_prediction': has no text, which is needed here")
     config = resolve(config)
     generate(config)
-    splits = read_splits(config.data, NEEDED[config.task.kind])
+    splits = read_splits(config.data, KINDS[config.task.kind].needs)
     examples, kg = splits.train, load_kg(config)
     tokenizer = make_tokenizer(config, examples)
-    labels = config.task.labels
-    if config.task.kind == "classification" and not labels:
-        labels = tuple(sorted({e.label for e in examples if e.label is not None}))
+    labels = config.task.labels or labels_of(config.task.kind, examples)
     vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
     vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer))
     return assemble(config, kg, vocabulary, labels, vectors), splits
@@ -290,7 +271,17 @@ def _generate_sst2(data: DataConfig, folder: Path) -> None:
     sst2.generate(data.source, folder)
 
 
-GENERATORS = {"quickstart": _generate_quickstart, "sst2": _generate_sst2}
+def _generate_fewrel(data: DataConfig, folder: Path) -> None:
+    from keft_jax.data import fewrel
+
+    fewrel.generate(data.source, folder)
+
+
+GENERATORS = {
+    "quickstart": _generate_quickstart,
+    "sst2": _generate_sst2,
+    "fewrel": _generate_fewrel,
+}
 """data.generator -> what makes the files, in a folder. Each imports what it alone needs."""
 
 

@@ -78,8 +78,9 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     given = load_given(parts)
     train_set = parts.ready(splits.train)
     select = parts.ready(splits.select) if len(splits.select) else None
+    tests: dict[str, Any] = {}
     for name, test in splits.tests.items():
-        parts.task.targets(test)  # an error in them shows before hours of training
+        tests[name] = parts.dataset(test)  # an error in them shows before hours of training
         refuse_selection_on_test(config.data.select, splits.select, name, test)
     make_plan(config, train_set, config.seed)
     zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
@@ -115,8 +116,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             return {"stopped": step}
         step, params = load_params(folder / "best", _abstract_params(parts, trainer.mesh))
         scores, slices = {}, {}
-        for name, test in splits.tests.items():
-            dataset = parts.ready(test)
+        for name, test in tests.items():
+            dataset: Any = parts.given(test)
             rows = trainer.evaluate(params, dataset)
             scores[name] = parts.task.summarise(rows)
             covers[name] = cover(dataset, parts)

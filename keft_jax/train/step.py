@@ -44,9 +44,10 @@ def make_train_step(
         if accumulate == 1:
             return grad(params, frozen, views, totals, key)
 
-        # Part i takes every accumulate-th example, so that each part lies on every device.
+        # Part i takes every accumulate-th unit, so that each part lies on every device.
         def cut(x: jax.Array) -> jax.Array:
-            return x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            units = x.reshape(-1, accumulate, objective.each, *x.shape[1:]).swapaxes(0, 1)
+            return units.reshape(accumulate, -1, *x.shape[1:])
 
         def add(total: Any, item: tuple[jax.Array, Any]) -> tuple[Any, None]:
             number, part = item
@@ -146,8 +147,10 @@ def make_eval_step(
         output = model.apply(params, batch, frozen["names"], head=task.term)
         target = batch.targets[task.term]
         rows = task.score(output.logits, target)
+        batch = dataclasses.replace(batch, example=batch.example[:: task.each])
         probability = jax.nn.softmax(output.logits).max(-1)
-        probability = probability.reshape(len(probability), -1).min(1)  # [b] or [b, t] predictions
+        # [b] or [b, t] predictions, of one row or of several
+        probability = probability.reshape(len(batch.example), -1).min(1)
         return rows | {"example": batch.example, "probability": probability}
 
     return eval_step

@@ -83,6 +83,13 @@ class TripleParts:
             return {"names": {}}
         return {"names": {}, "known": jax.device_put(self.trained_on.answers, replicated(mesh))}
 
+    def dataset(self, triples: np.ndarray) -> np.ndarray:
+        """As they are: nothing in them can be wrong any more."""
+        return triples
+
+    def given(self, triples: np.ndarray) -> TripleDataset:
+        return self.ready(triples)
+
     def ready(self, triples: np.ndarray) -> TripleDataset:
         kge = self.config.kge
         return make_triple_dataset(

@@ -1,0 +1,72 @@
+"""Which relation two marked entities have, from few labels, with Wikidata facts about them.
+
+keft gain --config configs/fewrel.py:480 --data.source=../shared/data \
+    --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
+python train.py --config configs/fewrel.py:480 --data.source=... --encoder.pretrained=...
+
+The number after the colon is that of labelled sentences to train on, drawn anew for each seed, the
+eight relations in equal shares. Test entities stand in no training sentence, and no fact between
+the two entities of any sentence is in the graph. 47 % of the test sentences have an entity in it.
+"""
+
+from keft_jax.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    EvalConfig,
+    FusionConfig,
+    GainConfig,
+    GraphConfig,
+    GroupConfig,
+    KnowledgeConfig,
+    OptimConfig,
+    TaskConfig,
+)
+
+
+def get_config(arg: str = "480") -> Config:
+    labels = int(arg)
+    steps = 150 if labels <= 100 else 300
+    data = "data/fewrel"
+    return Config(
+        name=f"fewrel-{labels}",
+        task=TaskConfig(kind="relation"),
+        data=DataConfig(
+            generator="fewrel",
+            source="data/raw",
+            train=f"{data}/pool.jsonl",
+            select=f"{data}/select_{80 if labels <= 80 else 240}.jsonl",
+            test=(f"{data}/test.jsonl",),
+            text="tokens",
+            label="label",
+            token_spans=("h", "t"),
+            slices=("balanced",),
+            draw=labels,
+            buckets=(32, 48, 72),
+        ),
+        knowledge=KnowledgeConfig(
+            kg=f"{data}/kg.tsv",
+            descriptions=f"{data}/descriptions.tsv",
+            link="given",
+            hops=1,
+            nodes=64,
+            edges=128,
+            mentions=2,
+            name_pieces=4,
+        ),
+        encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
+        graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
+        fusion=FusionConfig(kind="cross_attention", layers=(-1,)),
+        optim=OptimConfig(
+            steps=steps,
+            batch=16,
+            learning_rate=1e-3,
+            groups=(
+                GroupConfig("embed/", 0.0),
+                GroupConfig("nodes/rows", 0.0),
+                GroupConfig("encoder/", 0.2),
+            ),
+        ),
+        eval=EvalConfig(every=steps // 3, batch=64),
+        gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
+    )

@@ -1,0 +1,69 @@
+"""What generators of data sets share: raw files in, JSONL out, orders that do not change."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from keft_jax.config import KeftError
+from keft_jax.files import write_atomic
+
+SPLIT_SEED = 20240
+R = TypeVar("R")
+
+
+def source_folder(source: str, parts: Sequence[str]) -> Path:
+    """The folder of raw files. Raises KeftError where it, or a part of it, is not there."""
+    remedy = f"name the folder with {', '.join(parts)}: --data.source=..."
+    if not source or not Path(source).is_dir():
+        raise KeftError(f"data.source = {source!r}: no such folder; {remedy}")
+    for part in parts:
+        if not (Path(source) / part).exists():
+            raise KeftError(f"{Path(source) / part}: no such folder; {remedy}")
+    return Path(source)
+
+
+def read_gzip(path: Path) -> str:
+    """Raises KeftError for a file that is not there or damaged."""
+    if not path.is_file():
+        raise KeftError(f"{path}: no such file; copy it there")
+    try:
+        return gzip.decompress(path.read_bytes()).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise KeftError(f"{path}: cannot be read ({error}); copy it again") from error
+
+
+def read_jsonl_gzip(path: Path) -> list[dict[str, Any]]:
+    """Raises KeftError with file:line for a line that is no object."""
+    out = []
+    for number, line in enumerate(read_gzip(path).rstrip("\n").split("\n"), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise KeftError(f"{path}:{number}: not JSON ({error}); copy it again") from error
+        if not isinstance(record, dict):
+            raise KeftError(f"{path}:{number}: no object; copy it again")
+        out.append(record)
+    return out
+
+
+def nested(rows: Sequence[R], key: Callable[[R], Any]) -> list[R]:
+    """The rows in an order of which every beginning has the classes' shares of the whole; within a
+    class their order stays."""
+    classes: dict[Any, list[R]] = {}
+    for row in rows:
+        classes.setdefault(key(row), []).append(row)
+    places = [
+        ((rank + 0.5) / len(classes[c]), number, rank, c)
+        for number, c in enumerate(sorted(classes))
+        for rank in range(len(classes[c]))
+    ]
+    return [classes[c][rank] for _, _, rank, c in sorted(places, key=lambda p: p[:3])]
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
