@@ -19,6 +19,7 @@ from keft_jax.config import (
     TaskConfig,
 )
 from keft_jax.data import sst2
+from keft_jax.data.generators import GENERATORS
 from keft_jax.data.lexicon import (
     AFINN,
     OPINION,
@@ -30,10 +31,11 @@ from keft_jax.data.lexicon import (
     read_opinion,
     read_values,
 )
+from keft_jax.data.raw import nested
 from keft_jax.data.source import read_examples
 from keft_jax.kg.io import Report
 from keft_jax.kg.store import KG
-from keft_jax.train.parts import GENERATORS, generate
+from keft_jax.train.parts import generate
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared/data"
 
@@ -183,14 +185,14 @@ def test_generated_splits(tmp_path):
 
 def test_every_beginning_is_stratified():
     rows = [{"label": "negative"}] * 30 + [{"label": "positive"}] * 60
-    order = sst2.stratified(rows)
+    order = nested(rows, key=lambda row: row["label"])
     assert len(order) == 90
     for n in range(1, 91):
         assert abs(sum(r["label"] == "positive" for r in order[:n]) - 2 / 3 * n) <= 1
 
 
 def test_a_missing_source_is_named(tmp_path):
-    for source, reason in (("", "no such folder"), (tmp_path / "raw", "train.tsv.gz: no such")):
+    for source, reason in (("", "no such folder"), (tmp_path / "raw", "sst2: no such folder")):
         (tmp_path / "raw").mkdir(exist_ok=True)
         config = sst2_config(source, tmp_path / "out")
         config = replace(config, data=replace(config.data, source=str(source)))
@@ -205,7 +207,7 @@ def test_a_missing_source_is_named(tmp_path):
 
 def test_the_generator_runs_where_something_is_missing(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setitem(GENERATORS, "sst2", lambda data, folder: ran.append(folder))
+    monkeypatch.setitem(GENERATORS, "sst2", lambda source, folder: ran.append(folder))
     config = sst2_config("", tmp_path)
     config = replace(config, knowledge=KnowledgeConfig(kg=str(tmp_path / "kg")))
     generate(config)

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from jax.sharding import Mesh
 
-from keft_jax.config import Config, DataConfig, KeftError, from_json, to_json
+from keft_jax.config import Config, KeftError, from_json, to_json
 from keft_jax.data.features import (
     Dataset,
     Knowledge,
@@ -26,6 +26,7 @@ from keft_jax.data.features import (
     round_up,
     with_row,
 )
+from keft_jax.data.generators import GENERATORS
 from keft_jax.data.source import Example, read_examples
 from keft_jax.data.splits import Splits, read_splits
 from keft_jax.data.tfds import PREFIX
@@ -256,33 +257,7 @@ def generate(config: Config) -> None:
     files = [data.train, data.select, *data.test, config.knowledge.kg]
     made = [f for f in files if f and not f.startswith(PREFIX)]  # the rest is of `keft tfds`
     if not all(Path(f).exists() for f in made):
-        GENERATORS[data.generator](data, Path(data.train).parent)
-
-
-def _generate_quickstart(data: DataConfig, folder: Path) -> None:
-    from keft_jax.data import quickstart
-
-    quickstart.generate(folder)
-
-
-def _generate_sst2(data: DataConfig, folder: Path) -> None:
-    from keft_jax.data import sst2
-
-    sst2.generate(data.source, folder)
-
-
-def _generate_fewrel(data: DataConfig, folder: Path) -> None:
-    from keft_jax.data import fewrel
-
-    fewrel.generate(data.source, folder)
-
-
-GENERATORS = {
-    "quickstart": _generate_quickstart,
-    "sst2": _generate_sst2,
-    "fewrel": _generate_fewrel,
-}
-"""data.generator -> what makes the files, in a folder. Each imports what it alone needs."""
+        GENERATORS[data.generator](data.source, Path(data.train).parent)
 
 
 def save_parts(parts: Parts, folder: Path) -> None:

@@ -1,0 +1,35 @@
+"""The data sets that this project can make from their raw files, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+Generator = Callable[[str, Path], None]
+"""(folder of raw files, folder for the files that are made). Raises KeftError with what is missing
+or wrong, by file and line."""
+
+
+def _of(module: str) -> Generator:
+    """Its `generate`; imported when it runs, since each needs what the others do not."""
+
+    def generate(source: str, folder: Path) -> None:
+        import_module(f"keft_jax.data.{module}").generate(source, folder)
+
+    return generate
+
+
+def _quickstart(source: str, folder: Path) -> None:
+    from keft_jax.data import quickstart
+
+    del source  # it reads no raw files
+    quickstart.generate(folder)
+
+
+GENERATORS: dict[str, Generator] = {
+    "quickstart": _quickstart,
+    "sst2": _of("sst2"),
+    "fewrel": _of("fewrel"),
+}
+"""data.generator -> what makes the files of a data set."""
