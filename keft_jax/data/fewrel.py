@@ -73,7 +73,7 @@ def read_sentences(raw: Path) -> list[Row]:
 
 def read_facts(raw: Path) -> Iterator[Triple]:
     """Of CoDEx-M, and of FB15k-237 where both entities have a Wikidata id; all their splits."""
-    wikidata = {mid: entry["wikidata_id"] for mid, entry in _entries(raw).items()}
+    wikidata = {mid: entry["wikidata_id"] for mid, entry in read_entries(raw).items()}
     for name, ids in (("CoDEx-M", None), ("FB15k-237", wikidata)):
         for part in ("train", "valid", "test"):
             file = raw / f"kg/{name}/{part}.txt.gz"
@@ -91,14 +91,15 @@ def read_facts(raw: Path) -> Iterator[Triple]:
 
 def read_descriptions(raw: Path, known: set[str]) -> Iterator[str]:
     lines = {}
-    for entry in _entries(raw).values():
+    for entry in read_entries(raw).values():
         if entry["wikidata_id"] in known and entry.get("label"):
             text = f"{entry['label']}: {entry.get('description') or ''}".rstrip(": ")
             lines[entry["wikidata_id"]] = " ".join(text.split())
     return (f"{entity}\t{lines[entity]}\n" for entity in sorted(lines))
 
 
-def _entries(raw: Path) -> dict[str, dict[str, Any]]:
+def read_entries(raw: Path) -> dict[str, dict[str, Any]]:
+    """Freebase id -> its Wikidata id, label, other names and description."""
     file = raw / "kg/FB15k-237/entity2wikidata.json.gz"
     try:
         found: dict[str, dict[str, Any]] = json.loads(read_gzip(file))
