@@ -62,7 +62,7 @@ def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
         "kgqa": parts.knowledge.kg.n_entities,
     }[c.task.kind]
     asked = float(parts.task.total(batch)) if c.task.kind == "mlm" else b
-    pooler = 0 if c.task.kind == "classification" and c.task.pooling == "mean" else 2 * d * d
+    pooler = 0 if c.task.kind == "classification" and c.task.reads == "mean" else 2 * d * d
     head = asked * (pooler + 2 * d * choices)
     graph = 0.0
     if c.fusion.kind != "none":

@@ -20,6 +20,7 @@ from keft_jax.config.train import (
     MlmConfig,
     ObjectiveConfig,
     OptimConfig,
+    ScheduleConfig,
     TriplesConfig,
 )
 from keft_jax.config.whole import Config
@@ -45,6 +46,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Row",
+    "ScheduleConfig",
     "TaskConfig",
     "TriplesConfig",
     "check",

@@ -11,6 +11,8 @@ from keft_jax.config.errors import check
 
 Row = Literal["none", "dictionary", "candidates", "untyped", "shuffled", "random", "true"]
 ROWS: tuple[str, ...] = typing.get_args(Row)
+MARKED = ("relation", "typing")
+"""Kinds of task whose mentions are marked in the text."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,10 @@ class TaskConfig:
     labels (in data.answers) for the first mention. mlm: masked language modelling of texts without
     labels. link_prediction: triple embeddings (section kge) of the triples in data.train; no
     text."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """What classification reads: BERT's pooler on [CLS], or the mean of all tokens (what sentence
-    embedding models were trained for)."""
+    pooling: Literal["auto", "cls", "mean", "marks"] = "auto"
+    """What classification, relation and typing read. cls: BERT's pooler on [CLS]. mean: the mean of
+    all tokens (what sentence embedding models were trained for). marks: the marks before the
+    mentions, and their nodes (relation and typing). auto: marks where there are some, else cls."""
     labels: tuple[str, ...] = ()
     """Class names, in order. Empty: those of the training file, sorted."""
     set_threshold: float = 0.5
@@ -36,6 +39,19 @@ class TaskConfig:
         check(
             len(set(self.labels)) == len(self.labels), "task.labels", self.labels, "name each once"
         )
+        check(
+            self.pooling != "marks" or self.kind in MARKED,
+            "task.pooling",
+            self.pooling,
+            f"{self.kind} has no marks; use cls or mean",
+        )
+
+    @property
+    def reads(self) -> str:
+        """cls, mean or marks."""
+        if self.pooling != "auto":
+            return self.pooling
+        return "marks" if self.kind in MARKED else "cls"
 
 
 @dataclass(frozen=True)

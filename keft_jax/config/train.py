@@ -11,26 +11,46 @@ from keft_jax.config.errors import check
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """L = L_task + weight * L_KD (Hinton et al. 2015); the teacher runs in the same step."""
+    """L = L_task + weight * L_KD + hidden * L_hidden + attention * L_attention; the teacher runs in
+    the same step, over all examples, labelled or not. A part of weight 0 is not built."""
 
     teacher: str = ""
     """Directory of a finished run, of any size, with or without a graph. Empty: none."""
     weight: float = 0.0
-    """The factor of L_KD. 0: the term is not built."""
+    """The factor of L_KD, on the task's outputs (Hinton et al. 2015)."""
     temperature: float = 1.0
     """Above 1 it softens both distributions; L_KD is scaled by its square."""
+    hidden: float = 0.0
+    """The factor of L_hidden, on the states after each layer: layer i of M learns from the
+    teacher's ceil(i N / M) of N (Jiao et al. 2020, TinyBERT)."""
+    hidden_loss: Literal["mse", "cosine"] = "mse"
+    """mse: the mean square of the difference (TinyBERT). cosine: one minus the cosine (Sanh et al.
+    2019, DistilBERT)."""
+    width: int = 0
+    """encoder.width of the teacher, where it is another than the student's: states then go through
+    a learned projection. 0: the same."""
+    attention: float = 0.0
+    """The factor of L_attention, on the attention distributions of the last layer (Wang et al.
+    2020, MiniLM)."""
 
     def __post_init__(self) -> None:
-        check(self.weight >= 0, "objective.distill.weight", self.weight, "use 0 or more")
+        for name in ("weight", "hidden", "attention", "width"):
+            value = getattr(self, name)
+            check(value >= 0, f"objective.distill.{name}", value, "use 0 or more")
         check(
             self.temperature > 0, "objective.distill.temperature", self.temperature, "use above 0"
         )
         check(
-            not (self.weight > 0 and not self.teacher),
+            not (self.active and not self.teacher),
             "objective.distill.teacher",
             self.teacher,
             "name the run that teaches, or set objective.distill.weight=0",
         )
+
+    @property
+    def active(self) -> bool:
+        """Whether any part is built."""
+        return max(self.weight, self.hidden, self.attention) > 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,30 @@ class KgTeacherConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:
+    """A factor that goes from `start` at the first step to `end` at the last."""
+
+    of: str
+    """A loss term by its name in the metrics, loss/NAME (task, distill, hidden, attention, mlm,
+    kg_teacher, triples, ...), whose weight it multiplies; or temperature: that of distillation."""
+    start: float = 1.0
+    end: float = 0.0
+    kind: Literal["linear", "cosine"] = "linear"
+    """cosine: half a wave, slow at both ends."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            check(value >= 0, f"objective.schedules.{name}", value, "use 0 or more")
+            check(
+                value > 0 or self.of != "temperature",
+                f"objective.schedules.{name}",
+                value,
+                "a temperature needs a factor above 0",
+            )
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """A weighted sum of loss terms."""
 
@@ -92,16 +136,21 @@ class ObjectiveConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     triples: TriplesConfig = field(default_factory=TriplesConfig)
     kg_teacher: KgTeacherConfig = field(default_factory=KgTeacherConfig)
+    schedules: tuple[ScheduleConfig, ...] = ()
+    """Weights and the temperature that change over the run; the rest are constant."""
 
     def __post_init__(self) -> None:
         check(self.task >= 0, "objective.task", self.task, "use 0 or more")
-        beside = (self.distill, self.mlm, self.triples, self.kg_teacher)
+        beside = (self.mlm, self.triples, self.kg_teacher)
         check(
-            self.task > 0 or any(term.weight > 0 for term in beside),
+            self.task > 0 or self.distill.active or any(term.weight > 0 for term in beside),
             "objective.task",
             self.task,
             "at least one loss term needs a weight above 0",
         )
+        names = [schedule.of for schedule in self.schedules]
+        twice = [name for name in names if names.count(name) > 1]
+        check(not twice, "objective.schedules.of", twice, "one schedule for each")
 
 
 @dataclass(frozen=True)

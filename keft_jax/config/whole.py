@@ -57,12 +57,6 @@ class Config:
             "the task itself is masked language modelling; leave the term out",
         )
         check(
-            self.task.kind != "mlm" or self.objective.distill.weight == 0,
-            "objective.distill.weight",
-            self.objective.distill.weight,
-            "a teacher's masked language modelling is not distilled; set it to 0",
-        )
-        check(
             self.task.kind != "kgqa" or bool(self.knowledge.kg),
             "knowledge.kg",
             self.knowledge.kg,
@@ -150,7 +144,8 @@ class Config:
             ("encoder.pretrained", self.encoder.pretrained),
             ("knowledge.kg", self.knowledge.kg),
             ("objective.mlm.weight", objective.mlm.weight),
-            ("objective.distill.weight", objective.distill.weight),
+            ("objective.distill.teacher", objective.distill.teacher),
+            ("objective.schedules", objective.schedules),
             ("objective.triples.weight", objective.triples.weight),
             ("objective.kg_teacher.weight", objective.kg_teacher.weight),
         ):
@@ -208,14 +203,14 @@ class Config:
             )
         last = max((layer % depth for layer in self.fusion.layers), default=0)
         check(
-            self.task.kind != "classification"
-            or self.task.pooling != "cls"
+            self.task.kind not in ("classification", "relation", "typing")
+            or self.task.reads != "cls"
             or self.fusion.kind != "mention_add"
             or last < depth - 1,
             "fusion.layers",
             self.fusion.layers,
             "what is added at mentions after the last layer never reaches [CLS], which "
-            "classification reads; name an earlier layer, or use fusion.kind=cross_attention",
+            f"{self.task.kind} reads; name an earlier layer, or use fusion.kind=cross_attention",
         )
         longest = self.data.buckets[-1]
         check(

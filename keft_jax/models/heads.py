@@ -21,7 +21,7 @@ class ClassifyHead(nnx.Module):
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
-        mean = config.task.pooling == "mean"
+        mean = config.task.reads == "mean"
         self.pooler = None if mean else Linear(("embed", width), ("mlp", width))
         self.out = Linear(("mlp", width), ("label", sizes.labels))
         self.rate = config.encoder.dropout
@@ -153,11 +153,16 @@ class MaskedLMHead(nnx.Module):
         return shard(logits, "batch", None, "vocab"), None, []
 
 
+def pooled_head(config: Config, sizes: Any) -> ClassifyHead | AnchorHead:
+    """Labels for a text, from what `task.pooling` says."""
+    return (AnchorHead if config.task.reads == "marks" else ClassifyHead)(config, sizes)
+
+
 HEADS = {
-    "label": ClassifyHead,
+    "label": pooled_head,
     "answer": AnswerHead,
     "mlm": MaskedLMHead,
-    "relation": AnchorHead,
-    "types": AnchorHead,
+    "relation": pooled_head,
+    "types": pooled_head,
 }
 """By the name of a task's target."""
