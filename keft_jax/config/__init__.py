@@ -12,6 +12,7 @@ from keft_jax.config.serial import config_hash, from_json, to_json
 from keft_jax.config.train import (
     CheckpointConfig,
     DistillConfig,
+    EntitiesConfig,
     EvalConfig,
     GainConfig,
     GroupConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "DataConfig",
     "DistillConfig",
     "EncoderConfig",
+    "EntitiesConfig",
     "EvalConfig",
     "FusionConfig",
     "GainConfig",

@@ -62,10 +62,35 @@ class MlmConfig:
     0: the term is not built."""
     rate: float = 0.15
     """Share of the tokens that are predicted: 80 % of them masked, 10 % replaced, 10 % kept."""
+    mask: Literal["token", "word", "entity"] = "token"
+    """What is predicted together. word: all pieces of a word. entity: all tokens of a linked
+    mention, for a share of the mentions; the rest of `rate` are whole words outside of mentions
+    (Sun et al. 2019). What does not fit in whole is left out."""
+    entity_share: float = 0.5
+    """With mask=entity: the share of linked mentions that are predicted, within `rate`."""
 
     def __post_init__(self) -> None:
         check(self.weight >= 0, "objective.mlm.weight", self.weight, "use 0 or more")
         check(0 < self.rate < 1, "objective.mlm.rate", self.rate, "use a share, 0 to 1")
+        share = self.entity_share
+        check(0 < share <= 1, "objective.mlm.entity_share", share, "use a share, above 0 to 1")
+
+
+@dataclass(frozen=True)
+class EntitiesConfig:
+    """Which entity a masked mention is of (Zhang et al. 2019), by the rows of entities; in the
+    forward pass of masked language modelling, which has to mask whole mentions."""
+
+    weight: float = 0.0
+    """The factor of its loss, the mean over masked mentions. 0: the term is not built."""
+    candidates: int = 0
+    """Entities drawn from the graph at each step as wrong answers, beside those that the batch
+    mentions. Evaluation has all entities as candidates."""
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, "objective.entities.weight", self.weight, "use 0 or more")
+        drawn = self.candidates
+        check(drawn >= 0, "objective.entities.candidates", drawn, "use 0 (none) or more")
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,7 @@ class ObjectiveConfig:
     task: float = 1.0
     """Weight of the task's own loss."""
     mlm: MlmConfig = field(default_factory=MlmConfig)
+    entities: EntitiesConfig = field(default_factory=EntitiesConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     triples: TriplesConfig = field(default_factory=TriplesConfig)
     kg_teacher: KgTeacherConfig = field(default_factory=KgTeacherConfig)
@@ -161,10 +187,14 @@ class GroupConfig:
     """A part of the parameter's path, for example `encoder`, `graph`, `gate` or `embed/word`."""
     scale: float = 1.0
     """Factor on the learning rate. 0: frozen, with no optimizer state."""
+    from_step: int = 0
+    """Steps before which it is not changed: a new head learns first what a trained encoder says."""
 
     def __post_init__(self) -> None:
         check(self.match != "", "optim.groups.match", self.match, "name a part of a path")
         check(self.scale >= 0, "optim.groups.scale", self.scale, "use 0 or more")
+        first = self.from_step
+        check(first >= 0, "optim.groups.from_step", first, "use 0 or more")
 
 
 @dataclass(frozen=True)
@@ -199,6 +229,9 @@ class OptimConfig:
     """Largest global norm of the gradient. 0: no clipping."""
     groups: tuple[GroupConfig, ...] = ()
     """The first that matches a parameter holds for it."""
+    start: str = ""
+    """Directory of a run on text, of whatever task: parameters of the same path and shape start as
+    its best ones, rows of entities and relations by name. Empty: none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate"):

@@ -88,6 +88,7 @@ class Config:
         for name, value in (
             ("knowledge.entities", known.entities),
             ("knowledge.relations", known.relations),
+            ("objective.entities.weight", self.objective.entities.weight),
             ("objective.triples.weight", triples.weight),
             ("objective.kg_teacher.weight", self.objective.kg_teacher.weight),
         ):
@@ -99,6 +100,7 @@ class Config:
             teacher.embeddings,
             "name a run of link prediction, or train one jointly with objective.triples.weight",
         )
+        self._check_entities()
         if triples.weight == 0:
             return
         check(
@@ -131,6 +133,37 @@ class Config:
             "optim.tables",
             self.optim.tables,
             "with kge.negatives=0 every step reads the whole table; use dense, or draw negatives",
+        )
+
+    def _check_entities(self) -> None:
+        """The prediction of entities, and rows that two fields would start."""
+        known, objective = self.knowledge, self.objective
+        check(
+            not (known.entities and self.optim.start),
+            "knowledge.entities",
+            known.entities,
+            "rows of entities start as those of optim.start; leave one of them out",
+        )
+        weight = objective.entities.weight
+        if weight == 0:
+            return
+        check(
+            self.task.kind == "mlm" or objective.mlm.weight > 0,
+            "objective.entities.weight",
+            weight,
+            "entities are predicted at masked mentions; set objective.mlm.weight",
+        )
+        check(
+            objective.mlm.mask == "entity",
+            "objective.mlm.mask",
+            objective.mlm.mask,
+            "objective.entities needs mentions that are masked whole; use entity",
+        )
+        check(
+            self.optim.accumulate == 1,
+            "optim.accumulate",
+            self.optim.accumulate,
+            "objective.entities compares with all of the batch; set it to 1",
         )
 
     def _check_link_prediction(self) -> None:
