@@ -4,10 +4,11 @@ A config file defines `get_config(arg="") -> Config`. Every field can be set on 
 its dotted path (`--optim.learning_rate=1e-4`); `--help` lists them with their texts.
 """
 
-from keft_jax.config.data import ROWS, DataConfig, KnowledgeConfig, Row, TaskConfig
+from keft_jax.config.data import REST, ROWS, DataConfig, KnowledgeConfig, Row, TaskConfig
 from keft_jax.config.errors import KeftError, check
 from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
+from keft_jax.config.semi import ConsistencyConfig
 from keft_jax.config.serial import config_hash, from_json, to_json
 from keft_jax.config.train import (
     CheckpointConfig,
@@ -27,9 +28,11 @@ from keft_jax.config.train import (
 from keft_jax.config.whole import Config
 
 __all__ = [
+    "REST",
     "ROWS",
     "CheckpointConfig",
     "Config",
+    "ConsistencyConfig",
     "DataConfig",
     "DistillConfig",
     "EncoderConfig",

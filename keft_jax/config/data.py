@@ -11,6 +11,8 @@ from keft_jax.config.errors import check
 
 Row = Literal["none", "dictionary", "candidates", "untyped", "shuffled", "random", "true"]
 ROWS: tuple[str, ...] = typing.get_args(Row)
+REST = "rest"
+"""data.unlabelled: the training examples that are not drawn."""
 MARKED = ("relation", "typing")
 """Kinds of task whose mentions are marked in the text."""
 
@@ -68,6 +70,9 @@ class DataConfig:
     """Training examples: JSONL, TSV, CSV, Parquet or TXT (.gz too), or tfds:NAME:SPLIT. For
     link_prediction: a file of head, relation, tail, or a folder with train, valid and test (of
     OpenKE and DGL-KE too)."""
+    unlabelled: str = ""
+    """Texts to learn from without their labels, of which optim.unlabelled come in a step: a file or
+    data set like `train`, or `rest` for the training examples that `draw` leaves over."""
     names: str = ""
     """Two-column TSV (entity, name to show), for link_prediction's answers."""
     select: str = ""
@@ -152,6 +157,12 @@ class DataConfig:
             "is one of data.test; choose on examples of their own",
         )
         check(self.draw >= 0, "data.draw", self.draw, "use 0 (all) or a number of examples")
+        check(
+            self.unlabelled != REST or self.draw > 0,
+            "data.draw",
+            self.draw,
+            f"data.unlabelled={REST} is what a draw leaves over; draw a number of examples",
+        )
         check(self.vocab_size >= 64, "data.vocab_size", self.vocab_size, "use 64 or more")
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from keft_jax.config.data import Row
 from keft_jax.config.errors import check
+from keft_jax.config.semi import ConsistencyConfig
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,8 @@ class OptimConfig:
     steps: int = 1000
     batch: int = 32
     """Examples in a step, over all devices and all accumulated parts."""
+    unlabelled: int = 0
+    """Texts of data.unlabelled in a step, beside `batch`."""
     accumulate: int = 1
     """Parts that a batch is cut into, one after another; the result is that of the whole."""
     learning_rate: float = 1e-3
@@ -229,6 +232,10 @@ class OptimConfig:
     """Largest global norm of the gradient. 0: no clipping."""
     groups: tuple[GroupConfig, ...] = ()
     """The first that matches a parameter holds for it."""
+    ema: float = 0.0
+    """Decay of a moving average of the parameters, which makes the targets of
+    objective.consistency (Tarvainen and Valpola 2017). After t steps it is (1 + t) / (10 + t) where
+    that is less, so that the start is soon forgotten. 0: none."""
     start: str = ""
     """Directory of a run on text, of whatever task: parameters of the same path and shape start as
     its best ones, rows of entities and relations by name. Empty: none."""
@@ -243,6 +250,14 @@ class OptimConfig:
             self.accumulate,
             f"must divide optim.batch = {self.batch}",
         )
+        check(self.unlabelled >= 0, "optim.unlabelled", self.unlabelled, "use 0 or more")
+        check(
+            self.unlabelled % self.accumulate == 0,
+            "optim.accumulate",
+            self.accumulate,
+            f"must divide optim.unlabelled = {self.unlabelled}",
+        )
+        check(0 <= self.ema < 1, "optim.ema", self.ema, "use [0, 1)")
         check(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "use above 0")
         check(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "use a share, 0 to 1")
         check(self.clip >= 0, "optim.clip", self.clip, "use 0 (off) or more")
@@ -294,6 +309,8 @@ class EvalConfig:
     batch: int = 128
     patience: int = 0
     """Stop after so many evaluations without a better one. 0: never."""
+    ema: bool = False
+    """Evaluate, and keep as the best, the moving average of optim.ema."""
 
     def __post_init__(self) -> None:
         check(self.every >= 1, "eval.every", self.every, "use 1 or more")

@@ -70,6 +70,7 @@ class Config:
         )
 
         self._check_knowledge()
+        self._check_unlabelled()
 
     def _check_knowledge(self) -> None:
         """What rows of entities start as, and the terms that reason over the graph."""
@@ -166,6 +167,56 @@ class Config:
             "objective.entities compares with all of the batch; set it to 1",
         )
 
+    def _check_unlabelled(self) -> None:
+        """Texts without labels, and the moving average of the parameters."""
+        data, optim, objective = self.data, self.optim, self.objective
+        check(
+            bool(data.unlabelled) == bool(optim.unlabelled),
+            "optim.unlabelled",
+            optim.unlabelled,
+            f"data.unlabelled = {data.unlabelled!r}; give both or neither",
+        )
+        readers = (objective.consistency, objective.mlm, objective.distill, objective.kg_teacher)
+        check(
+            not optim.unlabelled or any(term.weight > 0 for term in readers),
+            "optim.unlabelled",
+            optim.unlabelled,
+            "no loss reads a text without a label; give objective.consistency or "
+            "objective.mlm a weight",
+        )
+        check(
+            not optim.unlabelled or self.task.kind != "mlm",
+            "data.unlabelled",
+            data.unlabelled,
+            "masked language modelling has no labels; add these texts to data.train",
+        )
+        weight = objective.consistency.weight
+        check(
+            not weight or optim.unlabelled > 0,
+            "objective.consistency.weight",
+            weight,
+            "needs texts without labels; set data.unlabelled and optim.unlabelled",
+        )
+        check(
+            not weight or self.task.kind in ("classification", "relation"),
+            "objective.consistency.weight",
+            weight,
+            f"is for tasks of one label for each text, not for {self.task.kind}",
+        )
+        averaged = optim.ema > 0 or objective.consistency.weight > 0
+        check(
+            not averaged or optim.tables == "dense",
+            "optim.tables",
+            optim.tables,
+            "optim.ema and objective.consistency read all parameters as they are; use dense",
+        )
+        check(
+            not self.eval.ema or optim.ema > 0,
+            "eval.ema",
+            self.eval.ema,
+            "there is no moving average; set optim.ema",
+        )
+
     def _check_link_prediction(self) -> None:
         batch, share = self.optim.batch, self.kge.share
         check(bool(self.data.train), "data.train", self.data.train, "name a file of triples")
@@ -181,6 +232,10 @@ class Config:
             ("objective.schedules", objective.schedules),
             ("objective.triples.weight", objective.triples.weight),
             ("objective.kg_teacher.weight", objective.kg_teacher.weight),
+            ("objective.consistency.weight", objective.consistency.weight),
+            ("data.unlabelled", data.unlabelled),
+            ("optim.unlabelled", self.optim.unlabelled),
+            ("optim.ema", self.optim.ema),
         ):
             check(not value, name, value, "does nothing in link prediction; leave it out")
         check(
