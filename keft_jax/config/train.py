@@ -163,12 +163,13 @@ class ObjectiveConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     triples: TriplesConfig = field(default_factory=TriplesConfig)
     kg_teacher: KgTeacherConfig = field(default_factory=KgTeacherConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     schedules: tuple[ScheduleConfig, ...] = ()
     """Weights and the temperature that change over the run; the rest are constant."""
 
     def __post_init__(self) -> None:
         check(self.task >= 0, "objective.task", self.task, "use 0 or more")
-        beside = (self.mlm, self.triples, self.kg_teacher)
+        beside = (self.mlm, self.triples, self.kg_teacher, self.consistency)
         check(
             self.task > 0 or self.distill.active or any(term.weight > 0 for term in beside),
             "objective.task",

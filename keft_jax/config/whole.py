@@ -176,9 +176,10 @@ class Config:
             optim.unlabelled,
             f"data.unlabelled = {data.unlabelled!r}; give both or neither",
         )
-        readers = (objective.consistency, objective.mlm, objective.distill, objective.kg_teacher)
+        readers = (objective.consistency, objective.mlm, objective.kg_teacher)
+        reads = objective.distill.active or any(term.weight > 0 for term in readers)
         check(
-            not optim.unlabelled or any(term.weight > 0 for term in readers),
+            not optim.unlabelled or reads,
             "optim.unlabelled",
             optim.unlabelled,
             "no loss reads a text without a label; give objective.consistency or "
