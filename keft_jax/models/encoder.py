@@ -79,6 +79,11 @@ class Attention(nnx.Module):
         y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
         return self.out(y.reshape(x_bld.shape))
 
+    def scores(self, x_bld: jax.Array) -> jax.Array:
+        """What the softmax is of, before the mask: f32[b, h, query, key]."""
+        q, k, _ = jnp.moveaxis(shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv"), 2, 0)
+        return jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
+
 
 class Block(nnx.Module):
     """LN(x + attention(x)), then LN(x + mlp(x))."""

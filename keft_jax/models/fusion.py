@@ -48,6 +48,11 @@ class Output:
     edge_gates: list[jax.Array] = flax.struct.field(default_factory=list)  # f32[b, e] a layer
     related: jax.Array | None = None  # f32[b, m, n]: logits of which nodes a mention is related to
     taught: jax.Array | None = None  # f32[b, m, n]: the same of a jointly trained teacher
+    states: list[jax.Array] = flax.struct.field(default_factory=list)  # [b, l, d], the embeddings
+    # and after each layer
+    projected: list[jax.Array] = flax.struct.field(default_factory=list)  # these in the width of
+    # the teacher's
+    attention: jax.Array | None = None  # f32[b, h, l, l]: the last layer's scores, before softmax
 
 
 def row_width(config: Config) -> int:
@@ -248,15 +253,25 @@ class FusedModel(nnx.Module):
         self.mentions = MentionHead(config) if taught else None
         self.jointly = taught and not objective.kg_teacher.embeddings
         self.temperature = objective.kg_teacher.temperature
+        self.to_teacher: Any = None
+        if objective.distill.hidden and objective.distill.width not in (0, config.encoder.width):
+            own, its = config.encoder.width, objective.distill.width
+            self.to_teacher = Linear(("embed", own), ("kv", its), kernel=glorot(own, its))
         self.term = TERMS[config.task.kind]
         self.head = HEADS[self.term](config, sizes)
         self.mlm = HEADS["mlm"](config, sizes) if config.objective.mlm.weight else None
 
     def __call__(
-        self, batch: Batch, names: Any = None, key: jax.Array | None = None, head: str = ""
+        self,
+        batch: Batch,
+        names: Any = None,
+        key: jax.Array | None = None,
+        head: str = "",
+        inner: bool = False,
     ) -> Output | TripleOutput:
         """names: the piece ids of all entities (kgqa). key None: inference, no dropout. head: the
         target that the logits are for, the task's own, "mlm" or "triples"; empty: the task's own.
+        inner: with the states of all layers and the last one's attention.
         """
         if head == "triples":
             return self._reason(batch.targets[head])
@@ -272,17 +287,23 @@ class FusedModel(nnx.Module):
             edges = Edges(batch.graph, self.compute)
             name_bnd = mean_names(batch.graph, word)
             nodes_bnw = self.nodes(batch.graph, name_bnd).astype(x_bld.dtype)
-        done = 0
-        for layer in self.at:
-            x_bld = self.encoder.run(x_bld, mask, key, done, layer + 1)
-            exchange = self.exchanges[str(layer)]
-            x_bld, nodes_bnw, gates = exchange(x_bld, nodes_bnw, edges, batch)
-            edge_gates += gates
-            done = layer + 1
-        x_bld = self.encoder.run(x_bld, mask, key, done, self.encoder.config.layers)
+        depth, states, done = self.encoder.config.layers, [x_bld], 0
+        stops = range(1, depth + 1) if inner else sorted({*(i + 1 for i in self.at), depth})
+        for stop in stops:
+            x_bld = self.encoder.run(x_bld, mask, key, done, stop)
+            if stop - 1 in self.at:
+                exchange = self.exchanges[str(stop - 1)]
+                x_bld, nodes_bnw, gates = exchange(x_bld, nodes_bnw, edges, batch)
+                edge_gates += gates
+            states.append(x_bld)
+            done = stop
         own: Any = self.head if head in ("", self.term) else self.mlm
         logits, node_gate, gates = own(x_bld, nodes_bnw, edges, batch, names, word, fold(key, 1001))
         out = Output(x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates)
+        if inner:
+            ways = states if self.to_teacher is None else [self.to_teacher(x) for x in states]
+            attention = self.encoder.blocks[str(depth - 1)].attention.scores(states[-2])
+            out = dataclasses.replace(out, states=states, projected=ways, attention=attention)
         if self.mentions is None:
             return out
         out = dataclasses.replace(out, related=self.mentions(x_bld, name_bnd, batch))
