@@ -12,14 +12,26 @@ from keft_jax.config import Config, KeftError
 
 if TYPE_CHECKING:
     from keft_jax.kg import KG
+    from keft_jax.kg.verbalise import Injected, inject_knowledge
     from keft_jax.link import LinkPredictor
     from keft_jax.predict import Predictor, load
 
 __version__ = "0.1.0"
-__all__ = ["KG", "Config", "KeftError", "LinkPredictor", "Predictor", "load"]
+__all__ = [
+    "KG",
+    "Config",
+    "Injected",
+    "KeftError",
+    "LinkPredictor",
+    "Predictor",
+    "inject_knowledge",
+    "load",
+]
 
 _WHERE = {
     "KG": "keft_jax.kg",
+    "Injected": "keft_jax.kg.verbalise",
+    "inject_knowledge": "keft_jax.kg.verbalise",
     "LinkPredictor": "keft_jax.link",
     "Predictor": "keft_jax.predict",
     "load": "keft_jax.predict",

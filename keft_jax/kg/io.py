@@ -18,8 +18,10 @@ from keft_jax.parquet import is_parquet, open_parquet
 LONGEST_LINE = 1 << 20  # bytes
 _KEPT = 20  # malformed lines that a report lists; all are counted
 TRIPLE = ("head", "relation", "tail")
+ATTRIBUTE = ("entity", "attribute", "value")
 HEADERS = {
     TRIPLE,
+    ATTRIBUTE,
     ("subject", "predicate", "object"),
     ("subject", "relation", "object"),
     ("source", "relation", "target"),
@@ -102,6 +104,13 @@ def _read_rows(
     path: Path, columns: tuple[str, ...], strict: bool, report: Report
 ) -> Iterator[tuple[str, ...]]:
     """Rows with a field for each column, as they are read."""
+    return (fields for _, fields in read_fields(path, columns, report, strict=strict))
+
+
+def read_fields(
+    path: Path, columns: tuple[str, ...], report: Report, *, strict: bool = False
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line from 1, a field for each column) of a file as `read_triples` reads it."""
     report.files += 1
     lines_before, rows, first_bad = report.lines, 0, ""
     read = _parquet_fields if is_parquet(path) else _text_fields
@@ -109,14 +118,14 @@ def _read_rows(
         if not reason:
             rows += 1
             report.read += 1
-            yield tuple(fields)
+            yield number, tuple(fields)
             continue
         if strict:
             raise KeftError(f"{path}:{number}: {reason}; put it right, or leave out --strict")
         first_bad = first_bad or f"line {number}: {reason}"
         report.reject(path, number, reason)
     if not rows:
-        hint = "; names of two columns belong in --aliases" if len(columns) == 3 else ""
+        hint = "; names of two columns belong in --aliases" if columns == TRIPLE else ""
         raise no_rows(path, columns, report.lines > lines_before, first_bad, hint)
 
 
