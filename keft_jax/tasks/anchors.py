@@ -8,7 +8,7 @@ mention is read off the state of the mark before it (Baldini Soares et al. 2019)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import jax
@@ -20,7 +20,8 @@ from keft_jax.data.batch import AnchorTarget
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
 from keft_jax.tasks.classification import Classification
-from keft_jax.tasks.task import AsGiven, Rows
+from keft_jax.tasks.corpus import Corpus, count_labels, count_sets, count_shares
+from keft_jax.tasks.task import AsGiven
 
 MARKS = ("@", "#")
 
@@ -87,29 +88,23 @@ class Anchored:
 
 
 class RelationClassification(Anchored, Classification):
-    """One label for the pair of the first two mentions. Accuracy; macro averages as in
-    `Classification`, and `f1_named`, macro F1 over all labels but Other (SemEval-2010 task 8) or
-    no_relation."""
+    """One label for the pair of the first two mentions. Metrics as in `Classification`, and
+    `f1_named`, macro F1 without the label Other (SemEval-2010 task 8) or no_relation."""
 
     term = "relation"
     anchors = 2
+
+    def __init__(self, labels: Sequence[str]):
+        super().__init__(labels)
+        negative = tuple(i for i, label in enumerate(self.choices) if label in NEGATIVE)
+        if negative:
+            named = count_labels(len(self.choices), leave_out=negative)
+            self.corpus = {**self.corpus, "f1_named": Corpus(named, "macro_f1")}
 
     def targets(self, rows: Sequence[Example], tokens: Tokens) -> AnchorTarget:
         label = self._labels(rows)
         position = anchor_positions(rows, tokens, self.anchors)
         return AnchorTarget(position=position, label=label.label, weight=label.weight)
-
-    def summarise(self, rows: Rows) -> dict[str, float]:
-        from sklearn.metrics import f1_score
-
-        out = super().summarise(rows)
-        named = [i for i, label in enumerate(self.choices) if label not in NEGATIVE]
-        if len(named) < len(self.choices):
-            scores = f1_score(
-                rows["gold"], rows["choice"], labels=named, average="macro", zero_division=0
-            )
-            out["f1_named"] = float(scores)
-        return out
 
 
 NEGATIVE = ("Other", "no_relation", "NA")
@@ -124,6 +119,10 @@ class EntityTyping(Anchored, AsGiven):
     term = "types"
     anchors = 1
     metrics: tuple[str, ...] = ("f1", "accuracy")
+    corpus: Mapping[str, Corpus] = {
+        "macro_f1": Corpus(count_shares, "loose_macro_f1"),
+        "micro_f1": Corpus(count_sets, "micro_f1"),
+    }
 
     def __init__(self, labels: Sequence[str]):
         self.choices: Sequence[str] = tuple(labels)
@@ -159,21 +158,3 @@ class EntityTyping(Anchored, AsGiven):
             "said": chosen,
             "gold": right,
         }
-
-    def summarise(self, rows: Rows) -> dict[str, float]:
-        hit, said, gold = (np.asarray(rows[k], np.float64) for k in ("hit", "said", "gold"))
-        answered = said > 0
-        precision = float((hit[answered] / said[answered]).mean()) if answered.any() else 0.0
-        recall = float((hit / np.maximum(gold, 1)).mean())
-        micro_precision = float(hit.sum() / max(said.sum(), 1))
-        micro_recall = float(hit.sum() / max(gold.sum(), 1))
-        return {
-            "f1": float(np.mean(rows["f1"])),
-            "accuracy": float(np.mean(rows["accuracy"])),
-            "macro_f1": _harmonic(precision, recall),
-            "micro_f1": _harmonic(micro_precision, micro_recall),
-        }
-
-
-def _harmonic(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b > 0 else 0.0

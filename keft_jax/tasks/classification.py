@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ from keft_jax.config import KeftError
 from keft_jax.data.batch import LabelTarget
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
-from keft_jax.tasks.task import AsGiven, Rows
+from keft_jax.tasks.corpus import Corpus, count_labels
+from keft_jax.tasks.task import AsGiven
 
 
 class Classification(AsGiven):
-    """Cross-entropy; accuracy for each example, macro precision, recall and F1 for a split."""
+    """Cross-entropy; accuracy for each example, for a split also precision, recall and F1, macro
+    over the labels that occur as gold or as answer (scikit-learn's), and Matthews' correlation."""
 
     term = "label"
     metrics: tuple[str, ...] = ("accuracy",)
@@ -25,6 +27,13 @@ class Classification(AsGiven):
     def __init__(self, labels: Sequence[str]):
         self.choices: Sequence[str] = tuple(labels)
         self._number = {label: i for i, label in enumerate(labels)}
+        counts = count_labels(len(self.choices))
+        self.corpus: Mapping[str, Corpus] = {
+            "precision": Corpus(counts, "macro_precision"),
+            "recall": Corpus(counts, "macro_recall"),
+            "f1": Corpus(counts, "macro_f1"),
+            "matthews": Corpus(counts, "matthews"),
+        }
 
     def targets(self, rows: Sequence[Example], tokens: Tokens) -> Any:
         return self._labels(rows)
@@ -52,17 +61,3 @@ class Classification(AsGiven):
         choice = logits_bc.argmax(1)
         right = (choice == target.label) & (target.weight > 0)
         return {"accuracy": right.astype(jnp.float32), "choice": choice, "gold": target.label}
-
-    def summarise(self, rows: Rows) -> dict[str, float]:
-        """Macro averages over the labels that occur as gold or as answer (scikit-learn's)."""
-        from sklearn.metrics import precision_recall_fscore_support
-
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            rows["gold"], rows["choice"], average="macro", zero_division=0
-        )
-        return {
-            "accuracy": float(np.mean(rows["accuracy"])),
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-        }

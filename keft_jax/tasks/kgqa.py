@@ -12,7 +12,7 @@ from keft_jax.data.batch import AnswerTarget
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
 from keft_jax.kg.store import KG
-from keft_jax.tasks.task import AsGiven, Rows
+from keft_jax.tasks.task import AsGiven
 
 
 class KGQA(AsGiven):
@@ -77,6 +77,3 @@ class KGQA(AsGiven):
             "set_f1": f1,
             "choice": logits_bc.argmax(1),
         }
-
-    def summarise(self, rows: Rows) -> dict[str, float]:
-        return {name: float(np.mean(rows[name])) for name in self.metrics}

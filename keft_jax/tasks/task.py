@@ -11,6 +11,7 @@ import numpy as np
 from keft_jax.data.batch import Batch
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
+from keft_jax.tasks.corpus import Corpus
 
 Rows = Mapping[str, np.ndarray]  # one value for each example
 
@@ -20,6 +21,8 @@ class Task(Protocol):
     """Key of its target in `Batch.targets`."""
     metrics: tuple[str, ...]
     """Per-example metrics; the first one chooses checkpoints unless the config says otherwise."""
+    corpus: Mapping[str, Corpus]
+    """Metrics of a whole split that are no mean over its examples."""
     choices: Sequence[str]
     """What logit i stands for."""
     each: int
@@ -55,6 +58,8 @@ class OneRow:
     """Tasks of which an example is one row."""
 
     each = 1
+    metrics: tuple[str, ...]
+    corpus: Mapping[str, Corpus] = {}
 
     def rows(self, examples: Sequence[Example]) -> tuple[list[Example], np.ndarray]:
         return list(examples), np.arange(len(examples), dtype=np.int32)
@@ -62,6 +67,10 @@ class OneRow:
     def merge(self, rows: Rows, owner: np.ndarray) -> Rows:
         del owner
         return rows
+
+    def summarise(self, rows: Rows) -> dict[str, float]:
+        means = {name: float(np.mean(rows[name])) for name in self.metrics}
+        return means | {name: metric(rows) for name, metric in self.corpus.items()}
 
 
 class AsGiven(OneRow):
