@@ -185,7 +185,8 @@ class Checkpoints:
         self._steps = Steps(folder, keep, warn)
 
     def save(self, step: int, state: State, progress: Progress) -> None:
-        self._steps.save(step, {}, state=state, progress=Data(dataclasses.asdict(progress)))
+        about = Data(dataclasses.asdict(progress))
+        self._steps.save(step, {}, state=_parts_of(state), progress=about)
 
     def poll(self) -> None:
         self._steps.poll()
@@ -210,10 +211,16 @@ class Checkpoints:
             self._steps.clear_after(-1)
             return None
         number, manifest = found
-        refuse_difference(self._steps.folder / str(number), manifest, {"state": abstract})
-        out = self._steps.load(number, state=abstract, progress=Data())
+        wanted = _parts_of(abstract)
+        refuse_difference(self._steps.folder / str(number), manifest, {"state": wanted})
+        out = self._steps.load(number, state=wanted, progress=Data())
         self._steps.clear_after(number)
-        return out.state, Progress(**out.progress)
+        return State(**out.state), Progress(**out.progress)
+
+
+def _parts_of(state: State) -> dict[str, Any]:
+    """What a state has, by name: a part that this run goes without leaves no trace on disk."""
+    return {name: part for name, part in vars(state).items() if part is not None}
 
 
 class BestParams:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -83,9 +84,11 @@ class Trainer(Generic[P]):
 
     def _check_divides(self, ways: int) -> None:
         optim = self.parts.config.optim
-        if optim.batch // optim.accumulate % ways:
+        size = (optim.batch + optim.unlabelled) // optim.accumulate
+        if size % ways:
+            more = " + optim.unlabelled" if optim.unlabelled else ""
             raise KeftError(
-                f"optim.batch / optim.accumulate = {optim.batch // optim.accumulate}: must be a "
+                f"optim.batch{more} / optim.accumulate = {size}: must be a "
                 f"multiple of mesh.data x mesh.fsdp = {ways}; change either"
             )
 
@@ -120,7 +123,8 @@ class Trainer(Generic[P]):
         }
         start = without(start, tuple(tables))
         params = overlay(overlay(state.params, self._start), start)
-        return state.replace(params=params, tables={**state.tables, **tables})
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return state.replace(params=params, tables={**state.tables, **tables}, ema=ema)
 
     @property
     def compilations(self) -> int:
@@ -185,6 +189,9 @@ def fit(
     best_params, interrupted, begin = None, False, time.perf_counter()
     first, mark = int(state.step), (int(state.step), begin)
 
+    def judged() -> Any:
+        return state.ema if config.eval.ema else state.model_params
+
     def settle(early: bool = False) -> None:
         """Looks at the metrics of the step before, when the next one is already under way; or
         earlier than that, when something else has to wait for them and there is no rate to tell.
@@ -207,7 +214,8 @@ def fit(
             )
         now = time.perf_counter()
         if not early:
-            scalars["examples_per_s"] = config.optim.batch * (step - mark[0]) / (now - mark[1])
+            examples = config.optim.batch + config.optim.unlabelled
+            scalars["examples_per_s"] = examples * (step - mark[0]) / (now - mark[1])
         mark = (step, now)
         warn_of_overflow(step, scalars.get("row_overflow", 0.0))
         hooks.log(step, scalars)
@@ -226,7 +234,7 @@ def fit(
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
             try:
-                rows = trainer.evaluate(state.model_params, select)
+                rows = trainer.evaluate(judged(), select)
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"step {done}: {error}. Checkpoints stay as they were"
@@ -239,9 +247,9 @@ def fit(
             if progress.best is None or value > progress.best:
                 progress.best, progress.best_step, progress.stale = value, done, 0
                 if hooks.save_best is not None:
-                    hooks.save_best(done, state.model_params)
+                    hooks.save_best(done, judged())
                 else:
-                    best_params = jax.tree.map(lambda x: x.copy(), state.model_params)
+                    best_params = jax.tree.map(lambda x: x.copy(), judged())
             else:
                 progress.stale += 1
             mark = (done, time.perf_counter())
@@ -253,7 +261,7 @@ def fit(
             break
     settle(early=True)
     if select is None:
-        best_params = state.model_params
+        best_params = judged()
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
 
 

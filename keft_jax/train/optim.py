@@ -67,6 +67,12 @@ def stop_frozen(config: OptimConfig, params: Any) -> Any:
     )
 
 
+def average(config: OptimConfig, step: jax.Array, ema: Any, params: Any) -> Any:
+    """The moving average after a step from 0 on: what has not moved stays as it is to the bit."""
+    new = 1 - jnp.minimum(config.ema, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: e + new * (p - e), ema, params)
+
+
 def scale_of(config: OptimConfig, path: str) -> float:
     """Factor on the learning rate of the parameter at a path."""
     group = _group_of(config, path)

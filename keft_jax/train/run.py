@@ -209,7 +209,7 @@ def _fit(
             hooks=Hooks(log=log, save=save, save_best=best.save, stopping=stopping, poll=poll),
         )
         if select is None and not result.interrupted:
-            best.save(int(result.state.step), result.state.model_params)
+            best.save(int(result.state.step), result.best_params)
         return result
 
 

@@ -27,6 +27,7 @@ class State:
     key: Any  # u32[2]; never changes: randomness is folded from it and the step
     tables: Any = flax.struct.field(default_factory=dict)  # {path: RowTable}: parameters of which
     # a step changes some rows only
+    ema: Any = None  # as params, with optim.ema
 
     @property
     def model_params(self) -> Any:
@@ -47,6 +48,7 @@ def make_state(
         opt_state=tx.init(params),
         tables=make_tables(config, whole, paths),
         key=jax.random.key_data(train_key),
+        ema=jax.tree.map(jnp.copy, params) if config.ema else None,
     )
 
 
@@ -81,7 +83,8 @@ def state_shardings(
         is_leaf=is_frozen,
     )
     rest = replicated(mesh)
-    return State(step=rest, params=params, opt_state=opt_state, tables=tables, key=rest)
+    ema = params if config.ema else None
+    return State(step=rest, params=params, opt_state=opt_state, tables=tables, key=rest, ema=ema)
 
 
 def _by_rows(sharding: NamedSharding, axes: int) -> NamedSharding | Format:

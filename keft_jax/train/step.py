@@ -20,7 +20,7 @@ from keft_jax.sharding import MESH_AXES, batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
 from keft_jax.train.exchange import Exchange
 from keft_jax.train.objective import Frozen, Metrics, Objective
-from keft_jax.train.optim import scale_of, schedule, stop_frozen
+from keft_jax.train.optim import average, scale_of, schedule, stop_frozen
 from keft_jax.train.rows import RowTable, at, collect, fetch_rows, put_at, update_rows, without
 from keft_jax.train.state import State
 
@@ -106,6 +106,8 @@ def make_train_step(
 
     def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        if config.ema:
+            frozen = {**frozen, "ema": state.ema}
         # Sums over the batch and draws for it come before it is cut: they are those of one device.
         totals = objective.totals(batch)
         shown = objective.views(batch, frozen, key)
@@ -125,12 +127,15 @@ def make_train_step(
             grads, tables, metrics = mapped(*given)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
+        params = optax.apply_updates(state.params, updates)
+        ema = average(config, state.step, state.ema, params) if config.ema else state.ema
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             tables=tables,
+            ema=ema,
         )
         return state, metrics
 
