@@ -35,6 +35,7 @@ def without_graph(parts: Parts) -> Parts:
             objective=dataclasses.replace(
                 config.objective,
                 distill=DistillConfig(),
+                schedules=(),
                 triples=TriplesConfig(),
                 kg_teacher=KgTeacherConfig(),
             ),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keft_jax.config import KeftError
-from keft_jax.data.batch import AnchorTarget
+from keft_jax.data.batch import AnchorTarget, Batch
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
 from keft_jax.tasks.classification import Classification
@@ -146,6 +146,11 @@ class EntityTyping(Anchored, AsGiven):
     def loss(self, logits_bc: jax.Array, target: AnchorTarget) -> jax.Array:
         each = jax.nn.softplus(logits_bc) - target.label * logits_bc
         return (target.weight * each.sum(1)).sum()
+
+    def distributions(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """For each type, whether it holds."""
+        del batch
+        return jnp.stack([logits, jnp.zeros_like(logits)], -1), jnp.ones(logits.shape)
 
     def score(self, logits_bc: jax.Array, target: AnchorTarget) -> dict[str, jax.Array]:
         said, gold = logits_bc > 0, target.label > 0

@@ -90,6 +90,11 @@ class MaskedLM(OneRow):
     def loss(self, logits_btv: jax.Array, target: MaskTarget) -> jax.Array:
         return -(target.weight * self._log_likelihood(logits_btv, target)).sum()
 
+    def distributions(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """One for each chosen token; the mean over those of a text."""
+        weight_bt = batch.targets[self.term].weight
+        return logits, weight_bt / jnp.maximum(weight_bt.sum(1, keepdims=True), 1)
+
     def score(self, logits_btv: jax.Array, target: MaskTarget) -> dict[str, jax.Array]:
         right = (logits_btv.argmax(-1) == target.label) * target.weight
         count = target.weight.sum(1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from keft_jax.data.batch import Batch
@@ -44,6 +45,11 @@ class Task(Protocol):
     def loss(self, logits_bc: Any, target: Any) -> jax.Array:
         """Sum over examples of weight * loss, f32, of a prepared batch."""
 
+    def distributions(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What the logits of a prepared batch are distributions over, for distillation: (logits
+        f32[units, ..., c], each a softmax over the last axis; f32[units, ...], the weight of each
+        in its unit's loss)."""
+
     def score(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
         """Metrics of each unit f32[b], and `choice` i32[b]: the model's one answer."""
 
@@ -63,6 +69,11 @@ class OneRow:
 
     def rows(self, examples: Sequence[Example]) -> tuple[list[Example], np.ndarray]:
         return list(examples), np.arange(len(examples), dtype=np.int32)
+
+    def distributions(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """One for each row."""
+        del batch
+        return logits, jnp.ones(logits.shape[:1])
 
     def merge(self, rows: Rows, owner: np.ndarray) -> Rows:
         del owner

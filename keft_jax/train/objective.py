@@ -12,13 +12,14 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 
-from keft_jax.config import ObjectiveConfig
-from keft_jax.data.batch import Batch
+from keft_jax.config import KeftError, ObjectiveConfig, ScheduleConfig
+from keft_jax.data.batch import Batch, token_mask
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import Output
 from keft_jax.models.layers import fold
 from keft_jax.models.mentions import candidates, divergence
 from keft_jax.tasks.task import Task
+from keft_jax.train.distill import diverge, match_attention, match_states
 
 Frozen = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
@@ -34,6 +35,24 @@ class Term:
     view: Task  # shows the model the batch
     loss: Callable[[Output, Frozen, Batch], jax.Array]
     total: Callable[[Batch], jax.Array]
+    teacher: Model | None = None  # whose output for the view the loss reads as frozen["taught"]
+    inner: bool = False  # it reads the states of all layers and the last attention
+    factor: Callable[[Frozen], jax.Array] | None = None  # on the weight; None: it is constant
+
+
+def factor_of(config: ObjectiveConfig, name: str) -> Callable[[Frozen], jax.Array] | None:
+    """The schedule of a term's weight, or of `temperature`; None where it is constant. It reads
+    `frozen["done"]`: 0 at the first step, 1 at the last."""
+
+    def of(schedule: ScheduleConfig) -> Callable[[Frozen], jax.Array]:
+        def factor(frozen: Frozen) -> jax.Array:
+            done = frozen["done"]
+            way = done if schedule.kind == "linear" else (1 - jnp.cos(jnp.pi * done)) / 2
+            return schedule.start + (schedule.end - schedule.start) * way
+
+        return factor
+
+    return next((of(schedule) for schedule in config.schedules if schedule.of == name), None)
 
 
 def task_term(task: Task, weight: float) -> Term:
@@ -62,19 +81,42 @@ def reasoning_term(task: Task, weight: float) -> Term:
     )
 
 
-def distill_term(teacher: Model, task: Task, weight: float, temperature: float) -> Term:
-    """KL(teacher || student) of the softened distributions, times temperature squared (Hinton et
-    al. 2015), over all real examples, labelled or not. The teacher's parameters are
-    `frozen["teacher"]`; it runs without dropout and takes no gradient."""
+def distill_terms(config: ObjectiveConfig, teacher: Model, task: Task) -> list[Term]:
+    """The parts of `objective.distill` that have a weight, each a mean over all real examples,
+    labelled or not. The teacher's parameters are `frozen["teacher"]`; it runs without dropout, once
+    for all parts, and takes no gradient."""
+    settings, factor = config.distill, factor_of(config, "temperature")
 
-    def loss(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
-        taught = teacher.apply(frozen["teacher"], batch, frozen["names"]).logits
-        log_t = jax.nn.log_softmax(jax.lax.stop_gradient(taught) / temperature)
-        log_s = jax.nn.log_softmax(output.logits / temperature)
-        each = (jnp.exp(log_t) * (log_t - log_s)).sum(-1)
-        return temperature**2 * jnp.where(batch.example >= 0, each, 0).sum()
+    def outputs(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
+        temperature = settings.temperature * (factor(frozen) if factor else 1)
+        taught, _ = task.distributions(frozen["taught"].logits, batch)
+        own, weight = task.distributions(output.logits, batch)
+        each = weight * diverge(taught, own, temperature)
+        each_u = each.reshape(len(each), -1).sum(1)
+        return jnp.where(batch.example[:: task.each] >= 0, each_u, 0).sum()
 
-    return Term("distill", weight, task, loss, lambda batch: (batch.example >= 0).sum())
+    def hidden(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
+        states = frozen["taught"].states
+        each = match_states(states, output.projected, token_mask(batch), settings.hidden_loss)
+        return jnp.where(batch.example >= 0, each, 0).sum()
+
+    def attention(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
+        own: Any = output.attention
+        each = match_attention(frozen["taught"].attention, own, token_mask(batch))
+        return jnp.where(batch.example >= 0, each, 0).sum()
+
+    def units(batch: Batch) -> jax.Array:
+        return (batch.example[:: task.each] >= 0).sum()
+
+    def rows(batch: Batch) -> jax.Array:
+        return (batch.example >= 0).sum()
+
+    parts = (
+        Term("distill", settings.weight, task, outputs, units, teacher),
+        Term("hidden", settings.hidden, task, hidden, rows, teacher, inner=True),
+        Term("attention", settings.attention, task, attention, rows, teacher, inner=True),
+    )
+    return [term for term in parts if term.weight > 0]
 
 
 def kg_teacher_term(guide: Model | None, task: Task, weight: float, temperature: float) -> Term:
@@ -105,17 +147,16 @@ def make_terms(
     reasoning: Task | None = None,
     guide: Model | None = None,
 ) -> tuple[Term, ...]:
-    """A term whose weight is 0 is not built. beside: the masked language modelling of
-    `objective.mlm`. reasoning: that of `objective.triples`. guide: the teacher of
-    `objective.kg_teacher`, where a finished run is."""
-    terms = []
+    """A term whose weight is 0 is not built; a schedule multiplies a weight. beside: the masked
+    language modelling of `objective.mlm`. reasoning: that of `objective.triples`. guide: the
+    teacher of `objective.kg_teacher`, where a finished run is."""
+    terms: list[Term] = []
     if config.task > 0:
         terms.append(task_term(task, config.task))
-    if config.distill.weight > 0:
+    if config.distill.active:
         if teacher is None:
             raise ValueError("objective.distill needs a teacher model")
-        settings = config.distill
-        terms.append(distill_term(teacher, task, settings.weight, settings.temperature))
+        terms += distill_terms(config, teacher, task)
     if config.mlm.weight > 0:
         if beside is None:
             raise ValueError("objective.mlm needs its task")
@@ -127,7 +168,14 @@ def make_terms(
         if reasoning is None:
             raise ValueError("objective.triples needs its task")
         terms.append(reasoning_term(reasoning, config.triples.weight))
-    return tuple(terms)
+    known = [term.name for term in terms] + ["temperature"] * (config.distill.weight > 0)
+    for schedule in config.schedules:
+        if schedule.of not in known:
+            raise KeftError(
+                f"objective.schedules.of = {schedule.of!r}: this run has no such term; it has "
+                f"{', '.join(known)}"
+            )
+    return tuple(dataclasses.replace(t, factor=factor_of(config, t.name)) for t in terms)
 
 
 class Objective:
@@ -185,15 +233,22 @@ class Objective:
         part of the batch; its dropout is its own."""
         loss, metrics = jnp.zeros(()), {}
         seen: dict[str, Output] = {}
+        asked: dict[str, Any] = {"inner": True} if any(t.inner for t in self.terms) else {}
         for term in self.terms:
             name = term.view.term
             shown, renumbered = views[name]
             if name not in seen:
                 own_key = self._key(name, key)
                 drop = own_key if part is None or key is None else fold(own_key, part)
-                seen[name] = self.model.apply(params, renumbered, frozen["names"], drop, head=name)
+                seen[name] = self.model.apply(
+                    params, renumbered, frozen["names"], drop, head=name, **asked
+                )
+            if term.teacher and "taught" not in frozen:  # all its terms share one view
+                taught = term.teacher.apply(frozen["teacher"], shown, frozen["names"], **asked)
+                frozen = {**frozen, "taught": jax.lax.stop_gradient(taught)}
             own = term.loss(seen[name], frozen, shown)
-            loss = loss + term.weight * own / totals[term.name]
+            weight = term.weight * (term.factor(frozen) if term.factor else 1)
+            loss = loss + weight * own / totals[term.name]
             metrics[f"loss/{term.name}"] = (own, totals[term.name])
         metrics["loss/total"] = (loss, jnp.ones(()))
         return loss, metrics

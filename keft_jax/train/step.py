@@ -108,6 +108,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if config.ema:
             frozen = {**frozen, "ema": state.ema}
+        frozen = {**frozen, "done": state.step / max(config.steps - 1, 1)}
         # Sums over the batch and draws for it come before it is cut: they are those of one device.
         totals = objective.totals(batch)
         shown = objective.views(batch, frozen, key)
