@@ -60,10 +60,20 @@ class TaskConfig:
 class DataConfig:
     """Text: where it stands and what its columns are called (JSONL, TSV, CSV; .gz too)."""
 
-    generator: Literal["", "quickstart", "sst2", "fewrel"] = ""
-    """Makes the files below where they are missing. quickstart: questions about a gazetteer. sst2:
-    sentences and a graph of sentiment lexicons, fewrel: sentences with two marked entities and a
-    graph of Wikidata facts, from the raw files in `source`."""
+    generator: Literal[
+        "",
+        "quickstart",
+        "sst2",
+        "fewrel",
+        "semeval",
+        "typing",
+        "commonsense",
+        "squad",
+        "wikigold",
+        "cola",
+    ] = ""
+    """Makes the files below where they are missing: the data set and its graph, from the raw files
+    in `source` (docs/data-sets.md); quickstart, questions about a gazetteer, needs none."""
     source: str = ""
     """Folder with the raw files that a generator reads."""
     train: str = ""

@@ -31,5 +31,11 @@ GENERATORS: dict[str, Generator] = {
     "quickstart": _quickstart,
     "sst2": _of("sst2"),
     "fewrel": _of("fewrel"),
+    "semeval": _of("semeval"),
+    "typing": _of("typing"),
+    "commonsense": _of("commonsense"),
+    "squad": _of("squad"),
+    "wikigold": _of("wikigold"),
+    "cola": _of("cola"),
 }
 """data.generator -> what makes the files of a data set."""

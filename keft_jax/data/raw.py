@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +27,12 @@ def source_folder(source: str, parts: Sequence[str]) -> Path:
         if not (Path(source) / part).exists():
             raise KeftError(f"{Path(source) / part}: no such folder; {remedy}")
     return Path(source)
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """(file:line, line) of a gzipped file."""
+    lines = read_gzip(path).replace("\r\n", "\n").rstrip("\n").split("\n")
+    return [(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
 
 
 def read_gzip(path: Path) -> str:
@@ -63,6 +71,30 @@ def nested(rows: Sequence[R], key: Callable[[R], Any]) -> list[R]:
         for rank in range(len(classes[c]))
     ]
     return [classes[c][rank] for _, _, rank, c in sorted(places, key=lambda p: p[:3])]
+
+
+def without(rows: Sequence[R], others: Iterable[R], key: Callable[[R], Any]) -> list[R]:
+    """The rows whose key is none of the others'."""
+    seen = set(map(key, others))
+    return [row for row in rows if key(row) not in seen]
+
+
+def set_apart(rows: Sequence[R], key: Callable[[R], Any], *counts: int) -> list[list[R]]:
+    """Parts of so many rows or a few more, and a last one with the rest: whole groups of one key,
+    in an order drawn from `SPLIT_SEED`; within a part the rows' own order stays."""
+    groups = dict.fromkeys(map(key, rows))
+    sizes = Counter(map(key, rows))
+    part, filled = 0, 0
+    for group in random.Random(SPLIT_SEED).sample(list(groups), len(groups)):
+        while part < len(counts) and filled >= counts[part]:
+            part, filled = part + 1, 0
+        groups[group], filled = part, filled + sizes[group]
+    return [[row for row in rows if groups[key(row)] == part] for part in range(len(counts) + 1)]
+
+
+def write_tsv(path: Path, rows: Iterable[tuple[str, ...]]) -> None:
+    """Each row once, sorted."""
+    write_atomic(path, "".join("\t".join(row) + "\n" for row in sorted(set(rows))))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
