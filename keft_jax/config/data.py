@@ -21,12 +21,24 @@ MARKED = ("relation", "typing")
 class TaskConfig:
     """What is asked of the model."""
 
-    kind: Literal["kgqa", "classification", "relation", "typing", "mlm", "link_prediction"] = "kgqa"
+    kind: Literal[
+        "kgqa",
+        "classification",
+        "relation",
+        "typing",
+        "tagging",
+        "span",
+        "choice",
+        "mlm",
+        "link_prediction",
+    ] = "kgqa"
     """kgqa: score every entity of the graph. classification: one label for each text, or text and
     pair. relation: one label for the first two mentions that the data give. typing: any number of
-    labels (in data.answers) for the first mention. mlm: masked language modelling of texts without
-    labels. link_prediction: triple embeddings (section kge) of the triples in data.train; no
-    text."""
+    labels (in data.answers) for the first mention. tagging: a tag for each word (data.tags), as in
+    named entity recognition. span: the part of the text that answers the question in data.pair, or
+    none (data.answer_spans). choice: one of an example's own answers (data.choices). mlm: masked
+    language modelling of texts without labels. link_prediction: triple embeddings (section kge) of
+    the triples in data.train; no text."""
     pooling: Literal["auto", "cls", "mean", "marks"] = "auto"
     """What classification, relation and typing read. cls: BERT's pooler on [CLS]. mean: the mean of
     all tokens (what sentence embedding models were trained for). marks: the marks before the
@@ -35,8 +47,18 @@ class TaskConfig:
     """Class names, in order. Empty: those of the training file, sorted."""
     set_threshold: float = 0.5
     """Answer set of a question: entities with at least this share of the best one's probability."""
+    stride: int = 128
+    """span: a text too long for the last of data.buckets is read in windows, so many tokens from
+    one beginning to the next."""
+    answer_length: int = 30
+    """span: tokens of an answer at most."""
+    no_answer_threshold: float = 0.0
+    """span: there is no answer where its score (of [CLS]) is above the best answer's by more than
+    this. A large number, as 1e9: always answer."""
 
     def __post_init__(self) -> None:
+        check(self.stride >= 1, "task.stride", self.stride, "use 1 or more tokens")
+        check(self.answer_length >= 1, "task.answer_length", self.answer_length, "use 1 or more")
         check(0 < self.set_threshold <= 1, "task.set_threshold", self.set_threshold, "use (0, 1]")
         check(
             len(set(self.labels)) == len(self.labels), "task.labels", self.labels, "name each once"
@@ -111,6 +133,15 @@ class DataConfig:
     token_spans: tuple[str, ...] = ()
     """Fields that hold [name, entity, [[token numbers], ...]], the text being a list of tokens
     (FewRel's form); each gives a mention."""
+    tags: str = ""
+    """Field with a tag for each token of the text (tagging), such as B-PER, I-PER or O; or with
+    entities as [start, end, type]."""
+    answer_spans: str = ""
+    """Field with the right answers and where they begin in the text (span), in SQuAD's form, or as
+    [start, answer]. An empty list: the text has no answer."""
+    choices: str = ""
+    """Field with the list of answers to choose from (choice). `label` names the right one: by its
+    text, its letter (from A) or its number (from 0)."""
     brackets: bool = False
     """[Brackets] in the text mark its mentions; they are removed before the model reads it."""
     pattern: str = "pattern"
@@ -143,6 +174,13 @@ class DataConfig:
             self.spans,
             "mentions come from data.spans, from data.token_spans, or from data.entity and "
             "data.brackets; give one of these",
+        )
+        placed = self.tags or self.answer_spans
+        check(
+            not (self.brackets and placed),
+            "data.brackets",
+            self.brackets,
+            f"moves the places of {placed!r}; give mentions in data.spans",
         )
         for name, files in (("select", self.select), ("test", self.test)):
             share = getattr(self, f"{name}_share")
@@ -204,6 +242,18 @@ class KnowledgeConfig:
     vectors: Literal["none", "name", "description"] = "none"
     """Frozen vectors of the entities: their name or description (name where there is none) encoded
     by the pre-trained text model, shipped with each batch. An entity met later has one too."""
+    text: Literal["none", "verbalise", "visible"] = "none"
+    """Facts of the mentioned entities written into the model's input, by themselves or beside a
+    graph network. verbalise: in words behind the text. visible: as branches at their mentions, with
+    K-BERT's soft positions and visible matrix (Liu et al. 2020). What does not fit into the last of
+    data.buckets is left out."""
+    text_facts: int = 4
+    """Facts of a mention that are written, those of rare relations first."""
+    text_tokens: int = 48
+    """Tokens that the facts of a text may take."""
+    attributes: str = ""
+    """Three-column file (entity, attribute, value) of numbers and dates, which nodes of the graph
+    network are given."""
     entities: str = ""
     """What the trainable rows of entities start as. Empty: zeros (small and random beside
     objective.triples). name, description: read by a text model; an entity met later has such a row
@@ -227,5 +277,8 @@ class KnowledgeConfig:
         check(self.edges >= 2, "knowledge.edges", self.edges, "use 2 or more (a fact takes two)")
         check(self.mentions >= 1, "knowledge.mentions", self.mentions, "use 1 or more")
         check(self.name_pieces >= 1, "knowledge.name_pieces", self.name_pieces, "use 1 or more")
+        facts, tokens = self.text_facts, self.text_tokens
+        check(facts >= 1, "knowledge.text_facts", facts, "use 1 or more")
+        check(tokens >= 8, "knowledge.text_tokens", tokens, "use 8 or more")
         width = self.entity_width
         check(width >= 0, "knowledge.entity_width", width, "use 0 (what fits) or more")

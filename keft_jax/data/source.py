@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keft_jax.config import DataConfig, KeftError
+from keft_jax.data.annotations import (
+    BadRecord,
+    Place,
+    Tag,
+    brief,
+    check_span,
+    from_cell,
+    letter_of,
+    read_answer_spans,
+    read_choices,
+    read_tags,
+)
 from keft_jax.data.records import SourceReport, describe_missing, read_records
 from keft_jax.data.tfds import PREFIX, read_tfds
 from keft_jax.kg.linking.string import parse_brackets
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("text", "pair", "label", "answers", "entity", "spans", "pattern", "cluster")
+STRINGS = ("text", "pair", "label", "answers", "entity", "pattern", "cluster")
+ROLES = (*STRINGS, "spans", "tags", "answer_spans", "choices")
 LISTS = ("answers", "entity")
 Fields = Mapping[str, tuple[str, bool]]
 """role -> (name of its field, whether a record must have it)."""
@@ -36,16 +50,30 @@ class Example:
     spans: tuple[tuple[int, int, str], ...] = ()
     """Mentions given by the data: (start, end, entity name). An entity whose name does not stand
     in the text spans all of it."""
+    tags: tuple[Tag, ...] = ()
+    """The words of the text, (start, end, tag) each; tag "" where it is not known."""
+    answer_spans: tuple[Place, ...] | None = None
+    """Where the right answers stand; none of them: no answer is right. None: not known."""
+    choices: tuple[str, ...] = ()
+    """Answers to choose from; `label` is then the letter of the right one."""
     pattern: str = ""
     cluster: str = ""
     slices: tuple[str, ...] = ()
     """Values of the fields that `data.slices` names, "" where a record has none."""
     where: str = ""
     """file:line, for error messages."""
+    pieces: tuple[Place, ...] = ((0, 0),)
+    """Of a text that was made for the model: where each piece of the example's own text begins in
+    it, and where in that one, rising."""
 
-
-class _BadRecord(ValueError):
-    """One record cannot be an example; the message says why."""
+    def origin(self, place: int) -> int | None:
+        """The place in the example's own text of a place in this one; None: it has none."""
+        i = bisect_right(self.pieces, place, key=lambda piece: piece[0])
+        if i == 0:
+            return None
+        here, there = self.pieces[i - 1]
+        last = self.pieces[i][1] if i < len(self.pieces) else len(self.text) + there
+        return min(there + place - here, last)
 
 
 def read_examples(
@@ -65,9 +93,10 @@ def read_examples(
     Args:
       path: file, `-` for stdin, or data set.
       data: which field holds what.
-      need: roles besides the text that every record must have: "label", "answers", "pattern" or
-        "cluster". Otherwise they may be absent (texts to predict have no label). `pair`,
-        `entity`, `spans` and `token_spans` are needed whenever the config names them.
+      need: roles besides the text that every record must have: "label", "answers", "tags",
+        "answer_spans", "pattern" or "cluster". Otherwise they may be absent (texts to predict have
+        no label). `pair`, `entity`, `spans`, `token_spans` and `choices` are needed whenever the
+        config names them.
       report: filled with the count and the places of malformed lines, which are logged as well.
 
     Raises:
@@ -82,13 +111,13 @@ def read_examples(
         also = [name for name, _ in fields.values()] + list(data.slices)
         records = read_tfds(report.path, data.tfds_dir, columns, also)
     else:
-        lists = [fields[role][0] for role in LISTS if role in fields]
+        lists = [fields[role][0] for role in (*LISTS, "choices") if role in fields]
         records = read_records(path, report, text=data.text, columns=columns, lists=lists)
     for line, record in records:
         try:
             where = f"{report.path}:{line}"
             examples.append(_example(len(examples), record, fields, data, where))
-        except _BadRecord as bad:
+        except BadRecord as bad:
             report.add(line, str(bad))
     report.examples = len(examples)
     if not examples and not report.malformed:
@@ -123,7 +152,7 @@ def examples_from(
             raise KeftError(f"{where}: a {kind} where a text or a dict of fields is expected")
         try:
             examples.append(_example(i, record, fields, data, where))
-        except _BadRecord as bad:
+        except BadRecord as bad:
             raise KeftError(f"{where}: {bad}") from None
     return examples
 
@@ -132,10 +161,12 @@ def _fields(data: DataConfig, need: Sequence[str]) -> Fields:
     fields = {}
     for role in ROLES:
         name, needed = getattr(data, role), role in need or role == "text"
+        if role == "answers" and name == data.answer_spans:
+            continue
         if needed and not name:
             raise KeftError(f"data.{role} = '': needed here; name the field that holds it")
         if name:
-            fields[role] = (name, needed or role in ("pair", "entity", "spans"))
+            fields[role] = (name, needed or role in ("pair", "entity", "spans", "choices"))
     return fields
 
 
@@ -144,23 +175,28 @@ def _example(
 ) -> Example:
     values: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, ())
     for role, (name, needed) in fields.items():
-        if name in record and role == "spans":
-            continue  # no strings: see below; none at all is right for a text without a mention
+        if name in record and role not in STRINGS:
+            continue  # see below; none at all is right for a text without a mention
         if name in record:
             value = record[name]
-            if role == "text" and isinstance(value, list | tuple):
+            if role == "text" and _is_list(value):
                 value = " ".join(_tokens(value, name))
             values[role] = _strings(value, role, name)
         elif needed:
-            raise _BadRecord(f"data.{role} = {name!r}: {describe_missing(name, record)}")
+            raise BadRecord(f"data.{role} = {name!r}: {describe_missing(name, record)}")
         if needed and not values[role]:
-            raise _BadRecord(f"data.{role} = {name!r}: empty")
+            raise BadRecord(f"data.{role} = {name!r}: empty")
     text, entities = values["text"][0], values["entity"]
+    places = _token_places(record[data.text], data.text) if _is_list(record[data.text]) else None
     spans: tuple[tuple[int, int, str], ...] = tuple(_locate(text, name) for name in entities)
     if data.spans:
         spans = _given_spans(record[data.spans], data.spans, text)
     if data.token_spans:
-        places = _token_places(record[data.text], data.text)
+        if places is None:
+            kind = type(record[data.text]).__name__
+            raise BadRecord(
+                f"data.text = {data.text!r}: a {kind} where data.token_spans needs a list of tokens"
+            )
         spans = tuple(_token_span(record, name, places) for name in data.token_spans)
     if data.brackets:
         text, marked = parse_brackets(text)
@@ -168,17 +204,33 @@ def _example(
             entities = tuple(text[start:end] for start, end in marked)
         spans = tuple((*place, name) for place, name in zip(marked, entities, strict=True))
         if not text.strip():
-            raise _BadRecord(f"data.text = {fields['text'][0]!r}: empty")
+            raise BadRecord(f"data.text = {fields['text'][0]!r}: empty")
     one = {role: "".join(value) for role, value in values.items() if role not in LISTS}
+    tags: tuple[Tag, ...] = ()
+    if data.tags:
+        tags = read_tags(record.get(data.tags), data.tags, text, places)
+    answer_spans, answers = None, values["answers"]
+    if data.answer_spans and data.answer_spans in record:
+        answer_spans = read_answer_spans(record[data.answer_spans], data.answer_spans, text)
+        answers = tuple(text[start:end] for start, end in answer_spans)
+    choices: tuple[str, ...] = ()
+    label = one["label"] if values["label"] else None
+    if data.choices:
+        choices, called = read_choices(record[data.choices], data.choices)
+        if label is not None:
+            label = letter_of(record[data.label], data.label, choices, called)
     if "pattern" not in fields:  # the kind of question is what is left without its mentions
         one["pattern"] = _without(text, spans)
     return Example(
         id=id,
         text=text,
         pair=one["pair"],
-        label=one["label"] if values["label"] else None,
-        answers=tuple(dict.fromkeys(values["answers"])),
+        label=label,
+        answers=tuple(dict.fromkeys(answers)),
         spans=spans,
+        tags=tags,
+        answer_spans=answer_spans,
+        choices=choices,
         pattern=one["pattern"],
         cluster=one["cluster"],
         slices=tuple("".join(_strings(record.get(f), "slices", f)) for f in data.slices),
@@ -198,13 +250,13 @@ def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
         return _strings(value[0], role, name)
     if not isinstance(value, str):
         kind = "a list of texts" if role in LISTS else "a text"
-        raise _BadRecord(
+        raise BadRecord(
             f"data.{role} = {name!r}: a {type(value).__name__} where {kind} is expected"
         )
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _BadRecord(f"data.{role} = {name!r}: half a UTF-16 surrogate pair") from None
+        raise BadRecord(f"data.{role} = {name!r}: half a UTF-16 surrogate pair") from None
     text = value if role in ("text", "pair") else value.strip()
     return (text,) if text.strip() else ()
 
@@ -212,9 +264,9 @@ def _strings(value: Any, role: str, name: str) -> tuple[str, ...]:
 def _given_spans(value: Any, name: str, text: str) -> tuple[tuple[int, int, str], ...]:
     """[[start, end, entity name], ...], or that as JSON in a table's cell."""
     where = f"data.spans = {name!r}"
-    value = _from_cell(value, where, "[[start, end, entity name], ...]")
+    value = from_cell(value, where, "[[start, end, entity name], ...]")
     if not isinstance(value, list | tuple):
-        raise _BadRecord(
+        raise BadRecord(
             f"{where}: a {type(value).__name__} where [[start, end, entity name], ...] is expected"
         )
     spans = []
@@ -224,13 +276,9 @@ def _given_spans(value: Any, name: str, text: str) -> tuple[tuple[int, int, str]
             and [type(part) for part in item] == [int, int, str]
             and _strings(item[2], "spans", name)
         ):
-            raise _BadRecord(f"{where}: {_brief(item)} where [start, end, entity name] is expected")
+            raise BadRecord(f"{where}: {brief(item)} where [start, end, entity name] is expected")
         start, end, entity = item
-        if not 0 <= start < end <= len(text):
-            raise _BadRecord(
-                f"{where}: [{start}, {end}] where 0 <= start < end <= {len(text)}, the length of "
-                "the text in characters"
-            )
+        check_span(start, end, text, where)
         spans.append((start, end, entity.strip()))
     return tuple(spans)
 
@@ -239,17 +287,16 @@ def _tokens(value: list | tuple, name: str) -> list[str]:
     for token in value:
         if not isinstance(token, str):
             kind = type(token).__name__
-            raise _BadRecord(f"data.text = {name!r}: a {kind} in the list where a text is expected")
+            raise BadRecord(f"data.text = {name!r}: a {kind} in the list where a text is expected")
     return list(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _token_places(value: Any, name: str) -> list[tuple[int, int]]:
     """(start, end) of each token in the text that single spaces make of them."""
-    if not isinstance(value, list | tuple):
-        kind = type(value).__name__
-        raise _BadRecord(
-            f"data.text = {name!r}: a {kind} where data.token_spans needs a list of tokens"
-        )
     places, start = [], 0
     for token in _tokens(value, name):
         places.append((start, start + len(token)))
@@ -264,36 +311,21 @@ def _token_span(
     from the first to the last token of its first mention."""
     where, form = f"data.token_spans: {name!r}", "[name, entity, [[token numbers], ...]]"
     if name not in record:
-        raise _BadRecord(f"{where}: {describe_missing(name, record)}")
-    match _from_cell(record[name], where, form):
+        raise BadRecord(f"{where}: {describe_missing(name, record)}")
+    match from_cell(record[name], where, form):
         case [_, str(entity), [[*numbers], *_]] if entity.strip() and numbers:
             pass
         case other:
-            raise _BadRecord(f"{where}: {_brief(other)} where {form} is expected")
+            raise BadRecord(f"{where}: {brief(other)} where {form} is expected")
     if not all(type(n) is int and 0 <= n < len(places) for n in numbers):
-        raise _BadRecord(
-            f"{where}: {_brief(numbers)} where token numbers from 0 to {len(places) - 1} are "
+        raise BadRecord(
+            f"{where}: {brief(numbers)} where token numbers from 0 to {len(places) - 1} are "
             "expected"
         )
     start, end = places[min(numbers)][0], places[max(numbers)][1]
     if start == end:
-        raise _BadRecord(f"{where}: {_brief(numbers)} is an empty token")
+        raise BadRecord(f"{where}: {brief(numbers)} is an empty token")
     return start, end, _strings(entity, "token_spans", name)[0]
-
-
-def _from_cell(value: Any, where: str, form: str) -> Any:
-    """The JSON of a table's cell, [] for an empty one; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else []
-    except (ValueError, RecursionError):
-        raise _BadRecord(f"{where}: not JSON; write {form}") from None
-
-
-def _brief(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _without(text: str, spans: Sequence[tuple[int, int, str]]) -> str:
