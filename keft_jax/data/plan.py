@@ -20,7 +20,7 @@ import numpy as np
 from keft_jax.config import KeftError, check
 
 # What a stream of random numbers is for, so that no two uses share one.
-_DRAW, _EXAMPLES, _ORDER = range(3)
+_DRAW, _EXAMPLES, _ORDER, UNLABELLED = range(4)
 
 
 def assign_buckets(lengths: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
@@ -53,6 +53,7 @@ class BatchPlan:
       draw: train on so many examples, drawn with the seed; the draw of a smaller number is part
         of that of a larger one. None or 0: all.
       strata: the class of each example; every draw then has the classes' shares of the whole.
+      stream: what this plan is for, so that its order is independent of another's of that seed.
 
     Raises:
       KeftError: no examples, more drawn than there are, or one longer than every bucket.
@@ -66,6 +67,7 @@ class BatchPlan:
         seed: int,
         draw: int | None = None,
         strata: np.ndarray | None = None,
+        stream: tuple[int, ...] = (),
     ) -> None:
         lengths = np.asarray(lengths)
         check(batch_size >= 1, "batch_size", batch_size, "use 1 or more")
@@ -78,7 +80,8 @@ class BatchPlan:
             f"there are {len(lengths)} training examples; draw at most so many, or 0 for all",
         )
         self.batch_size, self.buckets, self.seed = batch_size, tuple(buckets), seed
-        drawn = _permutation(len(lengths), seed, _DRAW)
+        self._stream = stream
+        drawn = self._permutation(len(lengths), _DRAW)
         if strata is not None:
             drawn = drawn[_spread(np.asarray(strata)[drawn])]
         drawn = drawn[: draw or None]
@@ -126,7 +129,7 @@ class BatchPlan:
             pairs = [(b, n) for b, (start, stop) in enumerate(bounds) for n in range(start, stop)]
             order = np.array(pairs, np.int64).reshape(-1, 2)
             # Which bucket comes when is shuffled; within a bucket the stream keeps its order.
-            turn = order[_permutation(len(order), self.seed, _ORDER, epoch), 0]
+            turn = order[self._permutation(len(order), _ORDER, epoch), 0]
             order = order[np.argsort(np.argsort(turn, kind="stable"))]
             kept = self._ordered = (epoch, order)
         return kept[1]
@@ -150,12 +153,38 @@ class BatchPlan:
         found = self._shuffled.get(key)
         if found is None:
             members = self._members[bucket]
-            found = members[_permutation(len(members), self.seed, _EXAMPLES, bucket, epoch)]
+            found = members[self._permutation(len(members), _EXAMPLES, bucket, epoch)]
             for old in list(self._shuffled):
                 if old[0] == bucket and abs(old[1] - epoch) > 1:
                     self._shuffled.pop(old, None)
             self._shuffled[key] = found
         return found
+
+    def _permutation(self, size: int, *purpose: int) -> np.ndarray:
+        return np.argsort(random_bits(size, self.seed, *self._stream, *purpose), kind="stable")
+
+
+class MixedPlan:
+    """Batches of labelled examples, each with unlabelled ones behind them: two plans of their own
+    buckets and epochs. A batch is padded to the longer of its two lengths, so that both streams
+    hold each of their examples once an epoch; there are no more lengths than buckets.
+
+    Args:
+      labelled, unlabelled: plans of independent streams.
+      numbers: int[examples of the second plan], by what number a batch knows each.
+    """
+
+    def __init__(self, labelled: BatchPlan, unlabelled: BatchPlan, numbers: np.ndarray) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self._numbers = np.asarray(numbers, np.int32)
+        self.examples = labelled.examples
+        """int32[drawn], rising: the examples that are trained on with their labels."""
+
+    def batch(self, step: int) -> tuple[int, np.ndarray]:
+        """(padded length, int32[labelled + unlabelled]) of a step from 0 on."""
+        first, labelled = self.labelled.batch(step)
+        second, unlabelled = self.unlabelled.batch(step)
+        return max(first, second), np.concatenate([labelled, self._numbers[unlabelled]])
 
 
 def eval_batches(
@@ -183,8 +212,7 @@ def _spread(classes: np.ndarray) -> np.ndarray:
     return np.lexsort((number, (rank + 0.5) / size[number]))
 
 
-def _permutation(size: int, seed: int, *stream: int) -> np.ndarray:
-    """int64[size]. Sorts raw bits: unlike `Generator.permutation` these are the same in every
-    release of numpy (NEP 19)."""
-    bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(size)
-    return np.argsort(bits, kind="stable")
+def random_bits(size: int, seed: int, *stream: int) -> np.ndarray:
+    """uint64[size] of a stream. Raw bits: unlike what is drawn by a `Generator` these are the same
+    in every release of numpy (NEP 19)."""
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(size)
