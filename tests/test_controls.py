@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from keft_jax.config import KeftError
 from keft_jax.kg import KG, build_kg
-from keft_jax.kg.controls import _kinds, permute_entities, rewire, shuffle_entities
+from keft_jax.kg.controls import (
+    PERTURBATIONS,
+    _kinds,
+    corrupt,
+    drop,
+    permute_entities,
+    rewire,
+    shuffle_entities,
+)
 
 
 def world(rng, cities=200, countries=20):
@@ -101,3 +111,39 @@ def test_on_real_facts(shared):
     other = shuffle_entities(kg, 0)
     assert len(triples(other) & triples(kg)) < 0.02 * kg.n_triples
     np.testing.assert_array_equal(np.sort(other.degrees), np.sort(kg.degrees))
+
+
+@pytest.mark.parametrize("change", PERTURBATIONS)
+def test_what_a_smaller_share_changes_a_larger_one_changes_too(change):
+    kg = world(np.random.default_rng(4))
+    shares = (0.0, 0.1, 0.3, 0.5, 1.0)
+    graphs = [PERTURBATIONS[change](kg, 7, share) for share in shares]
+    true = triples(kg)
+    gone = [true - triples(graph) for graph in graphs]
+    new = [triples(graph) - true for graph in graphs]
+    for some in (gone, new):
+        assert all(a <= b for a, b in itertools.pairwise(some))
+    assert [len(some) for some in gone] == [round(share * len(true)) for share in shares]
+    assert [len(some) for some in new] == [len(g) if change == "corrupt" else 0 for g in gone]
+    assert all(list(graph.names) == list(kg.names) for graph in graphs)
+    assert PERTURBATIONS[change](kg, 7, 0.3).hash == graphs[2].hash
+    assert PERTURBATIONS[change](kg, 8, 0.3).hash != graphs[2].hash
+
+
+def test_wrong_facts_are_of_like_kind():
+    kg = world(np.random.default_rng(5))
+    wrong = corrupt(kg, 0, 1.0)
+    assert wrong.n_triples == kg.n_triples
+    for r in range(kg.n_relations):
+        before, after = kg.rels == r, wrong.rels == r
+        np.testing.assert_array_equal(before.sum(), after.sum())
+        like = np.isin(wrong.heads[after], kg.heads[before])
+        like &= np.isin(wrong.tails[after], kg.tails[before])
+        assert like.mean() > 0.9
+
+
+def test_a_fact_that_cannot_be_made_wrong_stays():
+    kg = KG.from_triples([("a", "r", "b"), ("b", "r", "a")])
+    assert triples(corrupt(kg, 0, 1.0)) == triples(kg)
+    with pytest.raises(KeftError, match="share 2"):
+        drop(kg, 0, 2)

@@ -1,4 +1,5 @@
-"""Graphs that look like the given one and know nothing: what knowledge is measured against."""
+"""Graphs that look like the given one and know nothing, or less: what knowledge is measured
+against."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from keft_jax.kg.store import KG
 
 _TINY = 4  # smaller groups are shuffled with their next of kin
 _ROUNDS = 12  # of pairwise swaps; every triple is offered one in each
+_TRIES = 40  # entities offered to a fact that is to be wrong: half of like kind, half any
 
 
 def shuffle_entities(kg: KG, seed: int, linkable: np.ndarray | None = None) -> KG:
@@ -135,3 +137,70 @@ def _swap(
             return
         part[left[undo]], part[right[undo]] = part[right[undo]], part[left[undo]]
         open_ = np.setdiff1d(open_, undo)
+
+
+def drop(kg: KG, seed: int, share: float) -> KG:
+    """A graph that lacks this share of its facts, at random; all entities stay, and what a smaller
+    share lacks a larger one lacks as well."""
+    kept = np.sort(_in_order(kg, seed)[_count(kg, share) :])
+    return kg.replace_triples(kg.heads[kept], kg.rels[kept], kg.tails[kept])
+
+
+def corrupt(kg: KG, seed: int, share: float) -> KG:
+    """A graph with this share of its facts wrong: the head or the tail of each is another entity,
+    at random, which stands on that side of the relation elsewhere (type-consistent, as Krompass et
+    al. 2015), or any where that gives nothing new. No wrong fact is one of the graph, none comes
+    twice, and what a smaller share has wrong a larger one has wrong in the same way. A fact that
+    no entity makes wrong stays."""
+    wrong = _in_order(kg, seed)[: _count(kg, share)]
+    heads, tails = (np.array(x) for x in (kg.heads, kg.tails))
+    other_heads, other_tails = _falsify(kg, seed)
+    heads[wrong], tails[wrong] = other_heads[wrong], other_tails[wrong]
+    return kg.replace_triples(heads, kg.rels, tails)
+
+
+def _count(kg: KG, share: float) -> int:
+    if not 0 <= share <= 1:
+        raise KeftError(f"share {share!r} of a graph's facts; use 0 to 1")
+    return round(share * kg.n_triples)
+
+
+def _in_order(kg: KG, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(kg.n_triples)
+
+
+def _falsify(kg: KG, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(heads, tails) of all facts made wrong: by rounds of offers, of which a fact takes the first
+    that gives a triple which is neither a fact nor taken by another."""
+    rng = np.random.default_rng([seed, 1])
+    sides = np.stack([kg.heads, kg.tails]).astype(np.int64)  # [2, t]
+    new, at_tail = sides.copy(), rng.integers(0, 2, kg.n_triples)
+    by_relation = np.argsort(kg.rels, kind="stable")
+    first = np.searchsorted(kg.rels[by_relation], kg.rels, "left")
+    last = np.searchsorted(kg.rels[by_relation], kg.rels, "right")
+    taken = {*zip(kg.heads.tolist(), kg.rels.tolist(), kg.tails.tolist(), strict=True)}
+    open_ = np.arange(kg.n_triples)
+    for turn in range(_TRIES):
+        if not len(open_):
+            break
+        if turn < _TRIES // 2:
+            like = by_relation[rng.integers(first[open_], last[open_])]
+            offer = sides[at_tail[open_], like]
+        else:
+            offer = rng.integers(0, kg.n_entities, len(open_))
+        left = []
+        for i, entity in zip(open_.tolist(), offer.tolist(), strict=True):
+            pair = [int(sides[0, i]), int(sides[1, i])]
+            pair[at_tail[i]] = entity
+            triple = (pair[0], int(kg.rels[i]), pair[1])
+            if triple in taken or pair[0] == pair[1]:
+                left.append(i)
+            else:
+                taken.add(triple)
+                new[at_tail[i], i] = entity
+        open_ = np.array(left, int)
+    return new[0], new[1]
+
+
+PERTURBATIONS = {"corrupt": corrupt, "drop": drop}
+"""What is done to a share of the facts -> the graph with it done."""
