@@ -64,6 +64,16 @@ class MaskTarget:
 
 
 @flax.struct.dataclass
+class ConsistencyTarget:
+    """Texts whose answer is to stay the same when they are changed."""
+
+    weight: Array  # f32[b]; 0: a text with a label
+    label: Array  # i32[b], for a metric alone; -1: not known
+    other: Any = None  # Batch: the texts in another wording; once prepared, the texts as they are.
+    # None: the same wording
+
+
+@flax.struct.dataclass
 class QueryTarget:
     """Queries (source, relation, ?), or (?, relation, source) where `inverse`."""
 

@@ -262,6 +262,7 @@ class Dataset:
     cut: np.ndarray  # bool[R]: a budget cut this subgraph
     table: Batch  # of all R texts, its nodes without their pieces and vectors
     truncated: int  # texts longer than the last bucket
+    rest: Dataset | None = None  # texts without labels beside them (data/unlabelled.py)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keft_jax.config import DataConfig, KeftError
+from keft_jax.config import REST, DataConfig, KeftError
 from keft_jax.data.source import Example, read_examples
 
 HELD_OUT = "held_out"
@@ -23,6 +23,7 @@ class Splits:
     train: Any
     select: Any  # empty: none
     tests: dict[str, Any]
+    unlabelled: Sequence[Example] = ()  # of data.unlabelled, where that is a file; beside the rest
 
     def __iter__(self):
         yield "train", self.train
@@ -39,8 +40,10 @@ def read_splits(data: DataConfig, need: Sequence[str] = ()) -> Splits:
     train = read_examples(data.train, data, need=need)
     select = read_examples(data.select, data, need=need) if data.select else []
     tests = {name: read_examples(path, data, need=need) for name, path in names.items()}
+    file = data.unlabelled not in ("", REST)
+    unlabelled = read_examples(data.unlabelled, data) if file else []
     if not data.select_share and not data.test_share:
-        return Splits(train, select, tests)
+        return Splits(train, select, tests, unlabelled)
     # What is reported first, so that it stays the same whatever the selection's share.
     parts = set_aside(train, {"test": data.test_share, "select": data.select_share})
     for name, share in (("select", data.select_share), ("test", data.test_share)):
@@ -56,7 +59,7 @@ def read_splits(data: DataConfig, need: Sequence[str] = ()) -> Splits:
         )
     if data.test_share:
         tests = {HELD_OUT: parts["test"]}
-    return Splits(parts["train"], parts["select"] or select, tests)
+    return Splits(parts["train"], parts["select"] or select, tests, unlabelled)
 
 
 def set_aside(examples: Sequence[Example], shares: dict[str, float]) -> dict[str, list[Example]]:
