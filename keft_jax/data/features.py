@@ -379,6 +379,8 @@ def make_dataset(
 
 def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dataset:
     """The same texts with the knowledge of another row of the gain table."""
+    if dataset.rest is not None:
+        dataset = replace(dataset, rest=with_row(dataset.rest, knowledge, row, seed))
     sub = knowledge.subgraphs(dataset.seeds, row, seed)
     mentions = dataclasses.replace(dataset.table.mentions, node=sub.seed_node.astype(np.int32))
     table = dataclasses.replace(dataset.table, graph=knowledge.graph(sub, row), mentions=mentions)
