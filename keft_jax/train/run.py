@@ -258,36 +258,41 @@ def load_vectors(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
-    """The run that teaches. Raises KeftError where its numbers mean other things than here."""
+    """The run that teaches. Raises KeftError where its numbers mean other things than here. A
+    teacher that reads no graph may have another one, or none."""
     settings = parts.config.objective.distill
-    if settings.weight == 0:
+    if not settings.active:
         return None
     where = f"objective.distill.teacher = {settings.teacher!r}"
     teacher, params = load_run(settings.teacher, make_mesh(parts.config.mesh))
-    ours, its = parts.knowledge.vocabulary, teacher.knowledge.vocabulary
-    for thing, a, b in (
-        (
-            "knowledge.name_pieces",
-            parts.config.knowledge.name_pieces,
-            teacher.config.knowledge.name_pieces,
-        ),
-        ("task.kind", parts.config.task.kind, teacher.config.task.kind),
-        ("tokenizer", ours.tokenizer.to_str(), its.tokenizer.to_str()),
-        ("list of entities", list(ours.entities), list(its.entities)),
-        ("list of relations", ours.relations, its.relations),
-        ("list of labels", parts.labels, teacher.labels),
-        ("knowledge.vectors", *(_vectors(p) for p in (parts, teacher))),
+    reads = teacher.config.fusion.kind != "none"
+    answers = parts.config.task.kind == "kgqa"  # its outputs are of entities
+    for thing, of, needed in (
+        ("task.kind", lambda p: p.config.task.kind, True),
+        ("tokenizer", lambda p: p.knowledge.vocabulary.tokenizer.to_str(), True),
+        ("list of labels", lambda p: p.labels, True),
+        ("knowledge.name_pieces", lambda p: p.config.knowledge.name_pieces, reads or answers),
+        ("list of entities", lambda p: list(p.knowledge.vocabulary.entities), reads or answers),
+        ("list of relations", lambda p: p.knowledge.vocabulary.relations, reads),
+        ("knowledge.row", lambda p: p.config.knowledge.row, reads),
+        ("knowledge.vectors", _vectors, reads),
     ):
-        if a != b:
+        if needed and of(parts) != of(teacher):
             raise KeftError(
                 f"{where}: its {thing} is another than this config's, so its outputs mean other "
-                "things; train the teacher on the same data and graph"
+                "things; train the teacher on the same data and graph, or set this config's to it"
             )
     longest, rows = parts.config.data.buckets[-1], teacher.config.encoder.max_length
     if longest > rows:
         raise KeftError(
             f"{where}: reads {rows} tokens at most (its encoder.max_length) and data.buckets has "
             f"{longest}; shorten the bucket"
+        )
+    ours, its = settings.width or parts.config.encoder.width, teacher.config.encoder.width
+    if settings.hidden and ours != its:
+        raise KeftError(
+            f"objective.distill.width = {settings.width}: the states that objective.distill.hidden "
+            f"compares have {its} numbers in the teacher and {ours} here; set it to {its}"
         )
     return teacher, params
 
