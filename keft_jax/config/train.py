@@ -358,6 +358,11 @@ class GainConfig:
     """Steps of link prediction that make the triple embeddings of variants."""
     term_weight: float = 0.3
     """Weight of the loss that the variants kg-teacher and multi-task add."""
+    corrupt: tuple[float, ...] = ()
+    """Shares of the facts, whole percents, that are wrong in a further row each: `true-corrupt-30`
+    for .3."""
+    drop: tuple[float, ...] = ()
+    """Shares of the facts that are missing in a further row each: `true-drop-60` for .6."""
     seeds: int = 5
     """A seed is a draw of training examples, an initialisation and an order."""
     learning_rates: tuple[float, ...] = ()
@@ -372,5 +377,17 @@ class GainConfig:
         check("none" in self.rows, "gain.rows", self.rows, "the row `none` is what it is judged by")
         check(self.kge_steps >= 1, "gain.kge_steps", self.kge_steps, "use 1 or more")
         check(self.term_weight > 0, "gain.term_weight", self.term_weight, "use above 0")
+        for name in ("corrupt", "drop"):
+            for share in getattr(self, name):
+                whole = 0 <= share < 1 and abs(100 * share - round(100 * share)) < 1e-9
+                check(whole, f"gain.{name}", share, "use whole percents from 0 to .99, as .3")
         check(self.seeds >= 1, "gain.seeds", self.seeds, "use 1 or more; a verdict needs 5")
         check(self.bootstrap >= 100, "gain.bootstrap", self.bootstrap, "use 100 or more")
+
+    @property
+    def perturbed(self) -> tuple[str, ...]:
+        """The rows of `corrupt` and `drop`; a share of 0 is the row `true`."""
+        levels = [
+            (name, round(100 * s)) for name in ("corrupt", "drop") for s in getattr(self, name)
+        ]
+        return tuple(dict.fromkeys(f"true-{name}-{n:02}" for name, n in levels if n))
