@@ -1,18 +1,22 @@
 """A run as a folder that transformers loads, with everything else beside it.
 
-    OUT/config.json, model.safetensors     the text encoder, with its pooler or masked-LM head
+    OUT/config.json, model.safetensors     the text encoder, with its pooler or masked-LM head; the
+                                           whole of a model that reads labels off [CLS] and no graph
     OUT/tokenizer.json, vocab.txt, ...     the tokenizer
     OUT/knowledge/parameters.safetensors   all other parameters, by path
     OUT/knowledge/config.json, labels.json, tokenizer.json, vectors.npy, kg/    as in a run
 
-`keft_jax.load(OUT)` gives the trained model back, with the same parameters bit for bit.
+`keft_jax.load(OUT)` gives the trained model back, with the same parameters bit for bit. A model
+that reads no graph comes without one, and a student without what was there for its teacher.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +26,23 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from keft_jax.config import KeftError, MeshConfig
+from keft_jax.config import Config, DistillConfig, KeftError, KnowledgeConfig, MeshConfig
+from keft_jax.data.features import Vocabulary
 from keft_jax.data.tokenize import save_for_transformers
 from keft_jax.files import write_atomic
 from keft_jax.kg.embeddings import write_embeddings
+from keft_jax.kg.store import KG
 from keft_jax.link import load_links
 from keft_jax.models.functional import paths
-from keft_jax.models.pretrained import flat, load_weights, save_weights
+from keft_jax.models.pretrained import Labels, flat, load_weights, save_weights
 from keft_jax.sharding import make_mesh
-from keft_jax.train.parts import Parts, load_parts, load_run_config, save_parts
+from keft_jax.train.parts import Parts, assemble, load_parts, load_run_config, save_parts
 from keft_jax.train.run import load_run
 
+logger = logging.getLogger(__name__)
+
+POOLED = ("label", "relation", "types")
+"""Targets that task.pooling chooses the head of."""
 KNOWLEDGE, PARAMETERS = "knowledge", "parameters.safetensors"
 
 
@@ -79,17 +89,54 @@ def _is_link_prediction(run: str | os.PathLike[str]) -> bool:
     return load_run_config(Path(run)).task.kind == "link_prediction"
 
 
-def _write(parts: Parts, params: Any, folder: Path) -> None:
+def _write(trained: Parts, params: Any, folder: Path) -> None:
+    parts = _alone(trained)
     tokenizer, encoder = parts.knowledge.vocabulary.tokenizer, parts.config.encoder
-    written = save_weights(params, encoder, tokenizer.get_vocab_size(), folder)
+    pieces, labels = tokenizer.get_vocab_size(), _labels(parts)
+    written = save_weights(params, encoder, pieces, folder, labels)
     save_for_transformers(tokenizer, folder, encoder.max_length)
     save_parts(parts, folder / KNOWLEDGE)
+    needed = flat(parts.model.abstract())
     others = {
         path: np.asarray(jax.device_get(leaf))
         for path, leaf in flat(params).items()
-        if path not in written
+        if path not in written and path in needed
     }
     write_atomic(folder / KNOWLEDGE / PARAMETERS, safetensors.numpy.save(others))
+
+
+def _alone(parts: Parts) -> Parts:
+    """The same model without what was there for its training alone."""
+    config, objective = parts.config, parts.config.objective
+    own = replace(objective, task=objective.task or 1.0, distill=DistillConfig(), schedules=())
+    config = replace(config, objective=own)
+    if not _is_text_only(config) or config.task.kind == "kgqa":
+        if not objective.distill.active:
+            return parts
+        ours = parts.knowledge
+        return assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors)
+    kg, tokenizer = KG.from_triples([]), parts.knowledge.vocabulary.tokenizer
+    config = replace(config, knowledge=KnowledgeConfig(link=config.knowledge.link))
+    return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), parts.labels)
+
+
+def _is_text_only(config: Config) -> bool:
+    return config.fusion.kind == "none" and config.knowledge.text == "none"
+
+
+def _labels(parts: Parts) -> Labels | None:
+    """Of a model that is a BertForSequenceClassification; None where it is more or other."""
+    task = parts.config.task
+    if not _is_text_only(parts.config) or parts.task.term not in POOLED:
+        return None
+    if task.reads == "cls":
+        return Labels(parts.labels, several=task.kind == "typing")
+    logger.warning(
+        "task.pooling = %r: transformers' BertForSequenceClassification reads [CLS] alone, so what "
+        "transformers loads is the text encoder without its labels; train with task.pooling=cls",
+        task.pooling,
+    )
+    return None
 
 
 def is_export(folder: Path) -> bool:
@@ -108,7 +155,7 @@ def load_export(path: str | os.PathLike[str], mesh: Mesh | None = None) -> tuple
         others = safetensors.numpy.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise KeftError(f"{file}: cannot be read ({error}); export the run again") from error
-    found = flat(load_weights(folder, abstract)) | others
+    found = flat(load_weights(folder, abstract, classifier=True)) | others
     for name, struct in flat(abstract).items():
         if name not in found or found[name].shape != struct.shape:
             there = f"has the shape {found[name].shape}" if name in found else "is not there"

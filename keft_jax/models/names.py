@@ -33,6 +33,8 @@ MODULES = {
 }
 """Ours -> theirs, without the `bert.` that stands before all but `cls`. #: a layer's number. The
 masked-LM head is `head` where it is the task's own, and `mlm` beside another."""
+CLASSIFIER = {"head/out": "classifier"}
+"""Behind the pooler, in BertForSequenceClassification."""
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 QKV = ("query", "key", "value")
 
@@ -52,7 +54,9 @@ class Rule:
 
     @property
     def head(self) -> str:
-        """`head` or `mlm`; "" for the encoder's."""
+        """`head`, `mlm` or `classifier`; "" for the encoder's."""
+        if self.names[0].startswith("classifier."):
+            return "classifier"
         part = self.path.split("/")[0]
         return "" if part == "encoder" else part
 
@@ -98,20 +102,22 @@ class Rule:
         return dict(zip(self.names, arrays, strict=True))
 
 
-def make_rules(shapes: Mapping[str, tuple[int, ...]]) -> list[Rule]:
-    """The rules for those of our parameters that transformers has too; `shapes` by path."""
-    named = ((path, _names(path), shape) for path, shape in shapes.items())
+def make_rules(shapes: Mapping[str, tuple[int, ...]], *, classifier: bool = False) -> list[Rule]:
+    """The rules for those of our parameters that transformers has too; `shapes` by path.
+    classifier: the layer behind the pooler too, which means nothing to other labels."""
+    modules = MODULES | CLASSIFIER if classifier and "head/pooler/kernel" in shapes else MODULES
+    named = ((path, _names(path, modules), shape) for path, shape in shapes.items())
     return [Rule(path, names, tuple(shape)) for path, names, shape in named if names]
 
 
-def _names(path: str) -> tuple[str, ...]:
+def _names(path: str, modules: Mapping[str, str]) -> tuple[str, ...]:
     if re.match(r"head/(transform|norm|bias)", path):
         path = path.replace("head", "mlm", 1)
     if path in TABLES:
         return (TABLES[path],)
     module, _, leaf = path.rpartition("/")
     number = re.search(r"/(\d+)/", path)
-    theirs = MODULES.get(re.sub(r"/\d+/", "/#/", module))
+    theirs = modules.get(re.sub(r"/\d+/", "/#/", module))
     if theirs is None or leaf not in LEAVES:
         return ()
     name = f"{theirs}.{LEAVES[leaf]}".replace("#", number[1] if number else "")

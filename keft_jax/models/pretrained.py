@@ -247,17 +247,19 @@ def _open(folder: Path) -> Iterator[_Tensors]:
         yield _Tensors(folder, opened)
 
 
-def load_weights(folder: Path, abstract: Tree) -> Tree:
+def load_weights(folder: Path, abstract: Tree, *, classifier: bool = False) -> Tree:
     """The parameters that a folder has of a model, as a partial tree of float32 arrays: the
     encoder, and the pooler and the masked-LM head where model and folder both have them.
 
-    Vocabulary rows beyond the folder's are zero. What the folder has and the model has not is
-    said in the log. Raises KeftError naming the tensor that is missing or has another shape.
+    classifier: the layer behind the pooler too. Vocabulary rows beyond the folder's are zero. What
+    the folder has and the model has not is said in the log. Raises KeftError naming the tensor that
+    is missing or has another shape.
     """
     vocab = read_vocab_size(folder)
     out: Tree = {}
     with _open(folder) as tensors:
-        rules = make_rules({path: leaf.shape for path, leaf in flat(abstract).items()})
+        shapes = {path: leaf.shape for path, leaf in flat(abstract).items()}
+        rules = make_rules(shapes, classifier=classifier)
         there = {"", *(rule.head for rule in rules if tensors.has(rule))}
         absent = {rule.head for rule in rules} - there
         for rule in rules:
@@ -320,27 +322,54 @@ def overlay(params: Tree, part: Tree) -> Tree:
     return out
 
 
-def save_weights(params: Tree, encoder: EncoderConfig, vocab: int, folder: Path) -> set[str]:
-    """Writes config.json and model.safetensors so that transformers loads them: a BertForMaskedLM
-    where the parameters have its head, else a BertModel (without a pooler where they have none).
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What the outputs of a BertForSequenceClassification are."""
+
+    names: tuple[str, ...]
+    several: bool
+    """Any number of them holds, not one."""
+
+    def json(self) -> dict[str, Any]:
+        """The fields of config.json."""
+        return {
+            "id2label": {str(i): name for i, name in enumerate(self.names)},
+            "label2id": {name: i for i, name in enumerate(self.names)},
+            "problem_type": f"{'multi' if self.several else 'single'}_label_classification",
+        }
+
+
+def save_weights(
+    params: Tree, encoder: EncoderConfig, vocab: int, folder: Path, labels: Labels | None = None
+) -> set[str]:
+    """Writes config.json and model.safetensors so that transformers loads them: a
+    BertForSequenceClassification with `labels`, else a BertForMaskedLM where the parameters have
+    its head, else a BertModel (without a pooler where they have none).
 
     Args:
       params: a run's parameters.
       vocab: pieces of the tokenizer; the padding behind them is left out.
+      labels: those of the layer behind the pooler.
 
     Returns:
       The paths of the parameters that were written.
     """
     leaves = flat(params)
-    rules = make_rules({path: leaf.shape for path, leaf in leaves.items()})
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    rules = make_rules(shapes, classifier=labels is not None)
+    if labels is not None:
+        rules = [rule for rule in rules if not rule.masked_lm]
     masked = any(rule.masked_lm for rule in rules)
+    kind = "BertForMaskedLM" if masked else "BertModel"
+    kind = kind if labels is None else "BertForSequenceClassification"
     tensors = {}
     for rule in rules:
         array = np.asarray(jax.device_get(leaves[rule.path]))
         for name, tensor in rule.write(array, vocab).items():
-            tensors[name if name.startswith("cls.") or not masked else f"bert.{name}"] = tensor
+            outside = name.startswith(("cls.", "classifier.")) or kind == "BertModel"
+            tensors[name if outside else f"bert.{name}"] = tensor
     config = {
-        "architectures": ["BertForMaskedLM" if masked else "BertModel"],
+        "architectures": [kind],
         **{name: values[0] for name, values in COMPUTED.items() if values[0]},
         **{theirs: getattr(encoder, ours) for ours, theirs in SIZES.items()},
         "vocab_size": vocab,
@@ -350,6 +379,7 @@ def save_weights(params: Tree, encoder: EncoderConfig, vocab: int, folder: Path)
         "initializer_range": 0.02,
         "pad_token_id": 0,
         "dtype": "float32",
+        **({} if labels is None else labels.json()),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, safetensors.numpy.save(tensors, {"format": "pt"}))
