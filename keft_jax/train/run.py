@@ -271,6 +271,7 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
         ("task.kind", lambda p: p.config.task.kind, True),
         ("tokenizer", lambda p: p.knowledge.vocabulary.tokenizer.to_str(), True),
         ("list of labels", lambda p: p.labels, True),
+        ("knowledge.text", lambda p: p.config.knowledge.text, True),  # of the batch's texts
         ("knowledge.name_pieces", lambda p: p.config.knowledge.name_pieces, reads or answers),
         ("list of entities", lambda p: list(p.knowledge.vocabulary.entities), reads or answers),
         ("list of relations", lambda p: p.knowledge.vocabulary.relations, reads),
