@@ -4,9 +4,11 @@ keft gain --config configs/fewrel.py:480 --data.source=../shared/data \
     --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
 python train.py --config configs/fewrel.py:480 --data.source=... --encoder.pretrained=...
 
-The number after the colon is that of labelled sentences to train on, drawn anew for each seed, the
-eight relations in equal shares. Test entities stand in no training sentence, and no fact between
-the two entities of any sentence is in the graph. 47 % of the test sentences have an entity in it.
+After the colon: the number of labelled sentences to train on, drawn anew for each seed with the
+eight relations in equal shares, or `all`; then `,frozen` (the encoder stays as it is) or `,scratch`
+(four layers from scratch; leave --encoder.pretrained out). Test entities stand in no training
+sentence, and no fact between the two entities of any sentence is in the graph. 47 % of the test
+sentences have an entity in it.
 """
 
 from keft_jax.config import (
@@ -21,21 +23,23 @@ from keft_jax.config import (
     KnowledgeConfig,
     OptimConfig,
     TaskConfig,
+    read_arg,
+    with_mode,
 )
 
 
 def get_config(arg: str = "480") -> Config:
-    labels = int(arg)
-    steps = 150 if labels <= 100 else 300
+    labels, mode = read_arg(arg)
+    steps = 150 if 0 < labels <= 100 else 300
     data = "data/fewrel"
-    return Config(
-        name=f"fewrel-{labels}",
+    config = Config(
+        name=f"fewrel-{labels or 'all'}",
         task=TaskConfig(kind="relation"),
         data=DataConfig(
             generator="fewrel",
             source="data/raw",
             train=f"{data}/pool.jsonl",
-            select=f"{data}/select_{80 if labels <= 80 else 240}.jsonl",
+            select=f"{data}/select_{80 if 0 < labels <= 80 else 240}.jsonl",
             test=(f"{data}/test.jsonl",),
             text="tokens",
             label="label",
@@ -70,3 +74,4 @@ def get_config(arg: str = "480") -> Config:
         eval=EvalConfig(every=steps // 3, batch=64),
         gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
     )
+    return with_mode(config, mode)

@@ -4,9 +4,11 @@ keft gain --config configs/sst2.py:300 --data.source=../shared/data \
     --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
 python train.py --config configs/sst2.py:300 --data.source=... --encoder.pretrained=...
 
-The number after the colon is that of labelled sentences to train on, drawn anew for each seed. The
-checkpoint is chosen on as many labelled sentences again, at most 300; all rows get the same. Scored
-on 4,872 sentences: the dev part and 4,000 training sentences that are never drawn.
+After the colon: the number of labelled sentences to train on, drawn anew for each seed, or `all`;
+then `,frozen` (the encoder stays as it is) or `,scratch` (four layers from scratch; leave
+--encoder.pretrained out). The checkpoint is chosen on as many labelled sentences again, at most
+300; all rows get the same. Scored on 4,872 sentences: the dev part and 4,000 training sentences
+that are never drawn.
 """
 
 from keft_jax.config import (
@@ -21,17 +23,19 @@ from keft_jax.config import (
     KnowledgeConfig,
     OptimConfig,
     TaskConfig,
+    largest,
+    read_arg,
+    with_mode,
 )
 
 
 def get_config(arg: str = "300") -> Config:
-    labels = int(arg)
-    # Choosing a checkpoint takes labels too: no more of them than there are to train on.
-    select = max(size for size in (16, 32, 100, 300) if size <= max(labels, 16))
-    steps = 60 if labels <= 50 else 120 if labels <= 300 else 200
+    labels, mode = read_arg(arg)
+    select = largest((16, 32, 100, 300), labels)
+    steps = 60 if 0 < labels <= 50 else 120 if 0 < labels <= 300 else 200 if labels else 600
     data = "data/sst2"
-    return Config(
-        name=f"sst2-{labels}",
+    config = Config(
+        name=f"sst2-{labels or 'all'}",
         task=TaskConfig(kind="classification", pooling="mean", labels=("negative", "positive")),
         data=DataConfig(
             generator="sst2",
@@ -67,3 +71,4 @@ def get_config(arg: str = "300") -> Config:
         eval=EvalConfig(every=steps // 2, batch=64),
         gain=GainConfig(rows=("none", "dictionary", "shuffled", "random", "true"), seeds=5),
     )
+    return with_mode(config, mode)

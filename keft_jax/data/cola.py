@@ -43,12 +43,13 @@ def generate(source: str, folder: Path) -> None:
         rest = without(rest, test, words)
     random.Random(SPLIT_SEED).shuffle(rest)
     select = nested(rest, key=lambda row: row["label"])[: SELECT_SIZES[-1]]
+    pool = without(rest, select, words)
     for name, test in tests.items():
         write_jsonl(folder / f"{name}.jsonl", test)
     for size in SELECT_SIZES:
         write_jsonl(folder / f"select_{size}.jsonl", select[:size])
     write_tsv(folder / "kg.tsv", read_conceptnet(raw))
-    write_jsonl(folder / "pool.jsonl", without(rest, select, words))
+    write_jsonl(folder / "pool.jsonl", pool)
 
 
 def read_part(raw: Path, part: str) -> list[Row]:

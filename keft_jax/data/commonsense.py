@@ -65,7 +65,7 @@ def read_questions(raw: Path, part: str) -> list[Row]:
             }
         except (KeyError, TypeError, ValueError, AttributeError):
             raise KeftError(
-                f"{file}:{number}: no question with stem, choices A to E and answerKey; copy it again"
+                f"{file}:{number}: no question with choices A to E and an answer; copy it again"
             ) from None
         rows.append(row)
     return rows

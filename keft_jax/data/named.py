@@ -23,37 +23,28 @@ PARTS = ("kg/CoDEx-M", "kg/CoDEx-S", "kg/FB15k-237")
 def write_named_graph(raw: Path, folder: Path) -> None:
     """Raises KeftError naming what is missing in the source."""
     entries = {
-        entry["wikidata_id"]: {
-            "label": one_line(entry["label"]),
-            "aliases": [one_line(a) for a in entry.get("alternatives") or ()],
-            "description": one_line(entry.get("description") or ""),
-        }
+        entry["wikidata_id"]: entry
         for entry in read_entries(raw).values()
         if entry.get("wikidata_id") and entry.get("label")
     }
-    relations = read_relations(raw)
-    facts = {fact for fact in read_facts(raw) if fact[0] in entries and fact[2] in entries}
+    label = {entity: one_line(entry["label"]) for entity, entry in entries.items()}
+    relation = read_relations(raw)
+    facts = {fact for fact in read_facts(raw) if fact[0] in label and fact[2] in label}
     degree = Counter(entity for head, _, tail in facts for entity in (head, tail))
     names: dict[str, str] = {}
     taken: set[str] = set()
     for entity in sorted(degree, key=lambda e: (-degree[e], e)):
-        label = entries[entity]["label"]
-        names[entity] = f"{label} ({entity})" if label in taken else label
-        taken.add(label)
-    write_tsv(folder / "kg.tsv", ((names[h], relations.get(r, r), names[t]) for h, r, t in facts))
-    write_tsv(
-        folder / "aliases.tsv",
-        (
-            (name, other)
-            for entity, name in names.items()
-            for other in (entries[entity]["label"], *entries[entity]["aliases"])
-            if other and other != name
-        ),
-    )
-    write_tsv(
-        folder / "descriptions.tsv",
-        ((name, d) for entity, name in names.items() if (d := entries[entity]["description"])),
-    )
+        names[entity] = f"{label[entity]} ({entity})" if label[entity] in taken else label[entity]
+        taken.add(label[entity])
+    aliases, descriptions = [], []
+    for entity, name in names.items():
+        others = (one_line(other) for other in entries[entity].get("alternatives") or ())
+        aliases += [(name, other) for other in (label[entity], *others) if other not in ("", name)]
+        described = one_line(entries[entity].get("description") or "")
+        descriptions += [(name, described)] if described else []
+    write_tsv(folder / "kg.tsv", ((names[h], relation.get(r, r), names[t]) for h, r, t in facts))
+    write_tsv(folder / "aliases.tsv", aliases)
+    write_tsv(folder / "descriptions.tsv", descriptions)
 
 
 def read_relations(raw: Path) -> dict[str, str]:

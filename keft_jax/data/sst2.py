@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from keft_jax.config import KeftError
 from keft_jax.data.lexicon import make_triples, read_lexicons
-from keft_jax.data.raw import SPLIT_SEED, nested, read_gzip, source_folder, write_jsonl
+from keft_jax.data.raw import (
+    SPLIT_SEED,
+    nested,
+    read_lines,
+    source_folder,
+    without,
+    write_jsonl,
+)
 from keft_jax.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -53,10 +60,10 @@ def generate(source: str, folder: Path) -> None:
 def read_part(raw: Path, part: str) -> list[Row]:
     """Rows of `sentence<tab>0 or 1`. Raises KeftError with file:line."""
     path, rows = raw / f"sentiment/sst2/{part}.tsv.gz", []
-    for number, line in enumerate(read_gzip(path).rstrip("\n").split("\n"), 1):
+    for where, line in read_lines(path):
         sentence, _, label = line.partition("\t")
         if label not in ("0", "1") or not sentence.strip():
-            raise KeftError(f"{path}:{number}: {line[:60]!r}; write sentence<tab>0 or 1")
+            raise KeftError(f"{where}: {line[:60]!r}; write sentence<tab>0 or 1")
         rows.append({"sentence": sentence, "label": LABELS[int(label)], "part": part})
     return rows
 
@@ -66,12 +73,10 @@ def split(train: Sequence[Row], dev: Sequence[Row]) -> tuple[list[Row], list[Row
     shuffled = list(train)
     random.Random(SPLIT_SEED).shuffle(shuffled)
     test = [*dev, *({**row, "part": "held-out"} for row in shuffled[:HELD_OUT])]
-    rest = without(shuffled[HELD_OUT:], test)
+    rest = without(shuffled[HELD_OUT:], test, words)
     select = nested(rest, key=lambda row: row["label"])[: SELECT_SIZES[-1]]
-    return without(rest, select), select, test
+    return without(rest, select, words), select, test
 
 
-def without(rows: Sequence[Row], others: Iterable[Row]) -> list[Row]:
-    """The rows whose sentence is none of the others'."""
-    seen = {tuple(row["sentence"].split()) for row in others}
-    return [row for row in rows if tuple(row["sentence"].split()) not in seen]
+def words(row: Row) -> tuple[str, ...]:
+    return tuple(row["sentence"].split())

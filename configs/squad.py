@@ -1,0 +1,75 @@
+"""Where a paragraph answers a question, if it does (SQuAD 2.0), with facts about what it names.
+
+keft gain --config configs/squad.py --data.source=../shared/data \
+    --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
+python train.py --config configs/squad.py --data.source=... --encoder.pretrained=...
+
+After the colon: the number of questions to train on, or `all` (the default); then `,frozen` or
+`,scratch` as in configs/semeval.py. The questions are half of SQuAD's dev part, on 16 articles;
+no article is in two files.
+"""
+
+from keft_jax.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    EvalConfig,
+    FusionConfig,
+    GainConfig,
+    GraphConfig,
+    GroupConfig,
+    KnowledgeConfig,
+    OptimConfig,
+    TaskConfig,
+    read_arg,
+    with_mode,
+)
+
+
+def get_config(arg: str = "all") -> Config:
+    labels, mode = read_arg(arg)
+    steps = 300 if 0 < labels <= 1000 else 900
+    data = "data/squad"
+    config = Config(
+        name=f"squad-{labels or 'all'}",
+        task=TaskConfig(kind="span"),
+        data=DataConfig(
+            generator="squad",
+            source="data/raw",
+            train=f"{data}/pool.jsonl",
+            select=f"{data}/select.jsonl",
+            test=(f"{data}/test.jsonl",),
+            text="context",
+            pair="question",
+            answer_spans="answers",
+            slices=("answerable",),
+            draw=labels,
+            buckets=(192, 320),
+        ),
+        knowledge=KnowledgeConfig(
+            kg=f"{data}/kg.tsv",
+            aliases=f"{data}/aliases.tsv",
+            descriptions=f"{data}/descriptions.tsv",
+            hops=1,
+            nodes=48,
+            edges=128,
+            mentions=16,
+            name_pieces=6,
+        ),
+        encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
+        graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
+        fusion=FusionConfig(kind="mention_add", layers=(-2,)),
+        optim=OptimConfig(
+            steps=steps,
+            batch=8,
+            learning_rate=5e-4,
+            groups=(
+                GroupConfig("embed/", 0.0),
+                GroupConfig("nodes/rows", 0.0),
+                GroupConfig("encoder/", 0.2),
+            ),
+        ),
+        eval=EvalConfig(every=steps // 3, batch=16),
+        gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
+    )
+    return with_mode(config, mode)
