@@ -9,7 +9,8 @@ import tiny
 
 from keft_jax.config import ROWS as ROW_NAMES
 from keft_jax.config import KeftError
-from keft_jax.data.features import ROWS, RowSpec, with_row
+from keft_jax.data.features import ROWS, with_row
+from keft_jax.data.rows import RowSpec
 from keft_jax.data.source import examples_from
 from keft_jax.gain.splits import hops_to_answer
 from keft_jax.kg.store import KG

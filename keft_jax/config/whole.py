@@ -85,8 +85,22 @@ class Config:
             "only a trained text model reads names and descriptions; name one, or set "
             "encoder.pretrained",
         )
+        check(
+            known.text == "none" or bool(known.kg),
+            "knowledge.text",
+            known.text,
+            "there are no facts to write; name a graph in knowledge.kg",
+        )
+        check(
+            known.text != "visible" or self.encoder.attention != "cudnn",
+            "encoder.attention",
+            self.encoder.attention,
+            "knowledge.text=visible gives each token other ones to read, which cuDNN's kernel has "
+            "no lengths for; use auto",
+        )
         fused = self.fusion.kind != "none"
         for name, value in (
+            ("knowledge.attributes", known.attributes),
             ("knowledge.entities", known.entities),
             ("knowledge.relations", known.relations),
             ("objective.entities.weight", self.objective.entities.weight),

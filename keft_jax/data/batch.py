@@ -106,10 +106,16 @@ class Batch:
     length: Array  # i32[b]: real tokens
     graph: jraph.GraphsTuple  # nodes: entity, row, mention i32[b, n], pieces i32[b, n, p], and
     # where knowledge.vectors asks for them vector f16[b, n, d]
+    # and where knowledge.attributes has some attribute f16[b, n, 2 a]
     # edges: relation i32[b, e]; senders, receivers i32[b, e], sorted by receiver
     mentions: Mentions
     targets: dict[str, Any]  # {term: struct with a weight}
     example: Array  # i32[b]: unit of its data set; -1: padding
+    # Of facts written behind the text (knowledge.text):
+    own: Array | None = None  # i32[b]: tokens before them. None: all are the text's own
+    position: Array | None = None  # i32[b, l]: soft positions. None: as the tokens lie
+    branch: Array | None = None  # i32[b, l]: 0 for the text; of branch k of mention m: 1 + m + k *
+    # mentions. None: every token sees every other
 
 
 @flax.struct.dataclass
@@ -125,6 +131,29 @@ class Names:
 def token_mask(batch: Batch) -> jax.Array:
     """bool[b, l]: which tokens are real."""
     return jnp.arange(batch.tokens.shape[1])[None, :] < batch.length[:, None]
+
+
+def own_mask(batch: Batch) -> jax.Array:
+    """bool[b, l]: which tokens are the text's own, not those of facts written behind it."""
+    own = batch.length if batch.own is None else batch.own
+    return jnp.arange(batch.tokens.shape[1])[None, :] < own[:, None]
+
+
+def sight(batch: Batch) -> jax.Array:
+    """bool[b, l]: which tokens are read. With branches bool[b, l, l]: which ones each token reads
+    (the visible matrix of Liu et al. 2020): those of its own branch, the text being one; a
+    mention and its branches also read each other."""
+    real_bl = token_mask(batch)
+    if batch.branch is None:
+        return real_bl
+    mentions = batch.mentions
+    at, slots = jnp.arange(real_bl.shape[1])[None, :, None], mentions.start.shape[1]
+    inside_blm = (at >= mentions.start[:, None]) & (at < mentions.end[:, None])
+    hung_bl1 = (batch.branch > 0)[..., None]
+    hung_blm = hung_bl1 & ((batch.branch[..., None] - 1) % slots == jnp.arange(slots))
+    hangs_bqk = jnp.einsum("bqm,bkm->bqk", hung_blm.astype("f4"), inside_blm.astype("f4")) > 0
+    same_bqk = batch.branch[:, :, None] == batch.branch[:, None, :]
+    return (same_bqk | hangs_bqk | hangs_bqk.swapaxes(1, 2)) & real_bl[:, None, :]
 
 
 def node_mask(graph: jraph.GraphsTuple) -> jax.Array:

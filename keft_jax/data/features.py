@@ -7,7 +7,7 @@ row of the gain table, which changes these arrays and nothing else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,64 +17,15 @@ import tokenizers
 
 from keft_jax.config import KeftError, KnowledgeConfig
 from keft_jax.data.batch import Batch, Mentions, Names, take
+from keft_jax.data.inject import choose_facts, cover_facts, write_facts
+from keft_jax.data.rows import ROWS
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens, encode
-from keft_jax.kg.controls import permute_entities, rewire, shuffle_entities
+from keft_jax.kg.attributes import Attributes
 from keft_jax.kg.linking.string import Mention, StringLinker
-from keft_jax.kg.store import KG
+from keft_jax.kg.store import KG, Triple
 from keft_jax.kg.subgraph import Budget, Subgraphs, extract
-
-
-@dataclass(frozen=True)
-class RowSpec:
-    """What a row of the gain table is given of the graph."""
-
-    kg: Callable[[KG, int], KG] | None = None  # draws another graph by a seed
-    mentions: bool = True
-    neighbours: bool = True
-    edges: bool = True
-    relations: bool = True
-    described: Callable[[KG, int], np.ndarray] | None = None  # whose description each entity has,
-    # drawn by a seed; -1: nobody's. None: its own
-
-    @property
-    def seeded(self) -> bool:
-        return self.kg is not None
-
-    @property
-    def facts(self) -> bool:
-        """Whether it is given any fact."""
-        return self.mentions and self.edges
-
-    @property
-    def embedded(self) -> Callable[[KG, int], np.ndarray] | None:
-        """As `described`, of vectors made from the facts: who may not read these has none."""
-        return self.described if self.facts and self.relations else _nobody
-
-
-def _nobody(kg: KG, seed: int) -> np.ndarray:
-    del seed
-    return np.full(kg.n_entities, -1)
-
-
-def _moved(kg: KG, seed: int) -> np.ndarray:
-    """Descriptions go with the facts."""
-    return np.argsort(permute_entities(kg, seed, np.ones(kg.n_entities, bool)))
-
-
-def _anybody(kg: KG, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(kg.n_entities)
-
-
-ROWS: dict[str, RowSpec] = {
-    "none": RowSpec(mentions=False, described=_nobody),
-    "dictionary": RowSpec(neighbours=False, edges=False, described=_nobody),
-    "candidates": RowSpec(edges=False),
-    "untyped": RowSpec(relations=False),
-    "shuffled": RowSpec(kg=shuffle_entities, described=_moved),
-    "random": RowSpec(kg=rewire, described=_anybody),
-    "true": RowSpec(),
-}
+from keft_jax.kg.verbalise import Writer
 
 
 @dataclass(frozen=True)
@@ -141,11 +92,14 @@ class Knowledge:
         config: KnowledgeConfig,
         vectors: np.ndarray | None = None,
         starts: np.ndarray | None = None,
+        attributes: Attributes | None = None,
     ):
         """vectors: f16[entities, d], where knowledge.vectors asks for some. starts: f32[entities,
-        w], in the place of rows of entities that the model has not met."""
+        w], in the place of rows of entities that the model has not met. attributes: those of
+        knowledge.attributes."""
         self.kg, self.config, self.vocabulary = kg, config, vocabulary
-        self.vectors, self._starts = vectors, starts
+        self.vectors, self._starts, self.attributes = vectors, starts, attributes
+        self._attributes = None if attributes is None else attributes.of(kg)
         self.linker = StringLinker(kg)
         self._rows = np.append(vocabulary.rows_of(kg), 0)
         self.names, self._pieces = make_names(
@@ -154,6 +108,7 @@ class Knowledge:
         self._relations = vocabulary.relations_of(kg)
         self._drawn: tuple[tuple[str, int], KG] | None = None
         self._described: tuple[tuple[str, int], np.ndarray] | None = None
+        self._writer: tuple[tuple[str, int], Writer] | None = None
 
     def link(self, examples: Sequence[Example]) -> list[list[Mention]]:
         """Mentions given in the data are taken as they are; else names are looked for."""
@@ -230,21 +185,64 @@ class Knowledge:
         )
 
     def describe(self, entity_bn: np.ndarray, row: str, seed: int) -> dict[str, np.ndarray]:
-        """What a row tells of each node itself (-1: padding): pieces i32[b, n, p] of its name, and
-        its vector f16[b, n, d]. A description is knowledge, which the controls have not; a name
-        stays."""
+        """What a row tells of each node itself (-1: padding): pieces i32[b, n, p] of its name, its
+        vector f16[b, n, d] and its attributes f16[b, n, 2 a]. Descriptions and attributes are
+        knowledge, which the controls have not; a name stays."""
         out = {"pieces": self._pieces[entity_bn]}
+
+        def tell(table: np.ndarray, of_bn: np.ndarray) -> np.ndarray:
+            return np.where((of_bn >= 0)[..., None], table[of_bn], table.dtype.type(0))
+
         if self._starts is not None:
-            out["start"] = np.where((entity_bn >= 0)[..., None], self._starts[entity_bn], 0)
-        if self.vectors is None:
-            return out
-        of, draw = entity_bn, ROWS[row].described
-        if draw is not None and self.config.vectors == "description":
-            if self._described is None or self._described[0] != (row, seed):
-                self._described = (row, seed), np.append(draw(self.kg, seed), -1)
-            of = self._described[1][entity_bn]
-        out["vector"] = np.where((of >= 0)[..., None], self.vectors[of], np.float16(0))
+            out["start"] = tell(self._starts, entity_bn)
+        whose_bn = self._whose(entity_bn, row, seed)
+        if self.vectors is not None:
+            own = self.config.vectors != "description"
+            out["vector"] = tell(self.vectors, entity_bn if own else whose_bn)
+        if self._attributes is not None:
+            out["attribute"] = tell(self._attributes, whose_bn)
         return out
+
+    def _whose(self, entity_bn: np.ndarray, row: str, seed: int) -> np.ndarray:
+        """Whose description and attributes a row gives to each node."""
+        draw = ROWS[row].described
+        if draw is None or (self._attributes is None and self.config.vectors != "description"):
+            return entity_bn
+        if self._described is None or self._described[0] != (row, seed):
+            self._described = (row, seed), np.append(draw(self.kg, seed), -1)
+        return self._described[1][entity_bn]
+
+    def writer(self, row: str, seed: int) -> Writer | None:
+        """Writes the facts that a row may read; None where it may read none."""
+        if not ROWS[row].facts or self.config.text == "none":
+            return None
+        if self._writer is None or self._writer[0] != (row, seed):
+            kg, relations = self.graph_of(row, seed), ROWS[row].relations
+            self._writer = (row, seed), Writer(kg, self.config.text_facts, relations)
+        return self._writer[1]
+
+    def write(
+        self,
+        table: Batch,
+        seeds_bm: np.ndarray,
+        row: str,
+        seed: int,
+        without: Collection[Triple] = (),
+    ) -> Batch:
+        """The texts with what a row of the gain table is given of their entities written behind
+        them, but for the facts `without`."""
+        if self.config.text == "none" and table.own is None:
+            return table
+        writer, tokenizer = self.writer(row, seed), self.vocabulary.tokenizer
+        return write_facts(table, seeds_bm, writer, tokenizer, self.config, without)
+
+    def written(self, table: Batch, seeds_bm: np.ndarray, row: str, seed: int) -> list[Triple]:
+        """The facts that `write` writes, where there is room for all."""
+        writer = self.writer(row, seed)
+        if writer is None:
+            return []
+        chosen = choose_facts(table, seeds_bm, writer)
+        return list(dict.fromkeys(writer.triple(fact) for some in chosen for _, fact in some))
 
 
 @dataclass(frozen=True)
@@ -306,7 +304,9 @@ class Dataset:
         out = take(self.table, indices)
         nodes = out.graph.nodes | self.knowledge.describe(out.graph.nodes["entity"], *self.row)
         out = dataclasses.replace(out, graph=out.graph._replace(nodes=nodes))
-        return dataclasses.replace(out, tokens=out.tokens[:, :length], types=out.types[:, :length])
+        arrays = {name: getattr(out, name) for name in ("tokens", "types", "position", "branch")}
+        cut = {name: x[:, :length] for name, x in arrays.items() if x is not None}
+        return dataclasses.replace(out, **cut)
 
 
 class Asks(Protocol):
@@ -378,10 +378,20 @@ def make_dataset(
 
 
 def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dataset:
-    """The same texts with the knowledge of another row of the gain table."""
+    """The same texts with the knowledge of another row of the gain table. Lengths are those of the
+    longest row, so that all rows have the same shapes."""
     if dataset.rest is not None:
         dataset = replace(dataset, rest=with_row(dataset.rest, knowledge, row, seed))
     sub = knowledge.subgraphs(dataset.seeds, row, seed)
-    mentions = dataclasses.replace(dataset.table.mentions, node=sub.seed_node.astype(np.int32))
-    table = dataclasses.replace(dataset.table, graph=knowledge.graph(sub, row), mentions=mentions)
-    return replace(dataset, knowledge=knowledge, row=(row, seed), table=table, cut=sub.cut)
+    table = knowledge.write(dataset.table, dataset.seeds, row, seed)
+    mentions = dataclasses.replace(table.mentions, node=sub.seed_node.astype(np.int32))
+    table = dataclasses.replace(table, graph=knowledge.graph(sub, row), mentions=mentions)
+    lengths = cover_facts(table, dataset.seeds, knowledge.config)
+    return replace(
+        dataset,
+        knowledge=knowledge,
+        row=(row, seed),
+        lengths=lengths.reshape(-1, dataset.each).max(1),
+        table=table,
+        cut=sub.cut,
+    )

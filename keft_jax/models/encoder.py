@@ -11,7 +11,7 @@ from flax import nnx
 
 from keft_jax.config import EncoderConfig, check
 from keft_jax.models.functional import normal, param, use
-from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu
+from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu, look_up
 from keft_jax.sharding import shard
 
 
@@ -26,15 +26,28 @@ class Embeddings(nnx.Module):
         self.norm = LayerNorm(width, eps=config.norm_eps)
         self.rate, self.dtype = config.dropout, jnp.dtype(config.dtype)
 
-    def __call__(self, tokens_bl: jax.Array, types_bl: jax.Array, key: jax.Array | None):
-        x = use(self.word)[tokens_bl] + use(self.position)[: tokens_bl.shape[1]]
+    def __call__(
+        self,
+        tokens_bl: jax.Array,
+        types_bl: jax.Array,
+        key: jax.Array | None,
+        position_bl: jax.Array | None = None,
+    ):
+        """position_bl: soft positions, below l. None: as the tokens lie."""
+        position = use(self.position)[: tokens_bl.shape[1]]
+        if position_bl is not None:
+            position = look_up(position, position_bl)
+        x = use(self.word)[tokens_bl] + position
         first, second = use(self.type)  # a choice of two: no scatter in its gradient
         x = x + jnp.where(types_bl[..., None] == 1, second, first)
         return dropout(self.norm(x).astype(self.dtype), self.rate, key)
 
 
-def attention_kind(config: EncoderConfig, training: bool) -> str:
-    """ "cudnn" or "xla". Raises KeftError where cuDNN is asked for and cannot be had."""
+def attention_kind(config: EncoderConfig, training: bool, each: bool = False) -> str:
+    """ "cudnn" or "xla". each: each token reads other ones, which cuDNN has no lengths for. Raises
+    KeftError where cuDNN is asked for and cannot be had."""
+    if each:
+        return "xla"
     gpu = jax.default_backend() == "gpu"
     head = config.width // config.heads
     fits = gpu and config.dtype == "bfloat16" and head % 8 == 0 and head <= 128
@@ -60,12 +73,14 @@ class Attention(nnx.Module):
         self.out = Linear(("heads", config.width), embed, dtype=dtype)
         self.rate, self.scale, self.config = config.dropout, kv[1] ** -0.5, config
 
-    def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
+    def __call__(self, x_bld: jax.Array, bias_b1ql: jax.Array, key: jax.Array | None):
+        """bias_b1ql: f32[b, 1, 1 or l, l]."""
         qkv = shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv")
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if attention_kind(self.config, training=key is not None) == "cudnn":
+        each = bias_b1ql.shape[2] > 1
+        if attention_kind(self.config, training=key is not None, each=each) == "cudnn":
             # Lengths, not a mask: a mask becomes a bias, whose gradient is written out.
-            length_b = (bias_b11l == 0).sum((1, 2, 3), dtype=jnp.int32)
+            length_b = (bias_b1ql == 0).sum((1, 2, 3), dtype=jnp.int32)
             y = jax.nn.dot_product_attention(
                 *(q, k, v),
                 scale=self.scale,
@@ -75,7 +90,7 @@ class Attention(nnx.Module):
             )
             return self.out(y.reshape(x_bld.shape))
         scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
-        weights = jax.nn.softmax(scores + bias_b11l, axis=-1).astype(x_bld.dtype)
+        weights = jax.nn.softmax(scores + bias_b1ql, axis=-1).astype(x_bld.dtype)
         y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
         return self.out(y.reshape(x_bld.shape))
 
@@ -98,8 +113,8 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(embed, eps=config.norm_eps)
         self.rate = config.dropout
 
-    def __call__(self, x_bld: jax.Array, bias_b11l: jax.Array, key: jax.Array | None):
-        y = self.attention(x_bld, bias_b11l, fold(key, 0))
+    def __call__(self, x_bld: jax.Array, bias_b1ql: jax.Array, key: jax.Array | None):
+        y = self.attention(x_bld, bias_b1ql, fold(key, 0))
         x_bld = self.attention_norm(x_bld + dropout(y, self.rate, fold(key, 1)))
         hidden = shard(gelu(self.up(x_bld)), "batch", "length", "mlp")
         x_bld = self.mlp_norm(x_bld + dropout(self.down(hidden), self.rate, fold(key, 2)))
@@ -115,10 +130,12 @@ class Encoder(nnx.Module):
         self.blocks = nnx.Dict({str(i): Block(config) for i in range(config.layers)})
 
     def run(
-        self, x_bld: jax.Array, mask_bl: jax.Array, key: jax.Array | None, start: int, stop: int
+        self, x_bld: jax.Array, mask: jax.Array, key: jax.Array | None, start: int, stop: int
     ) -> jax.Array:
-        """States after layers start..stop-1."""
-        bias = jnp.where(mask_bl, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+        """States after layers start..stop-1. mask: bool[b, l], which tokens are read, or
+        bool[b, l, l], which ones by each."""
+        mask_bql = mask[:, None] if mask.ndim == 2 else mask
+        bias = jnp.where(mask_bql, 0.0, jnp.finfo(jnp.float32).min)[:, None]
         if self.config.scan and stop - start > 1:
             return self._scan(x_bld, bias, key, start, stop)
         for i in range(start, stop):

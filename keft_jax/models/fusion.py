@@ -38,6 +38,7 @@ class Sizes:
     relations: int = flax.struct.field(pytree_node=False)
     labels: int = flax.struct.field(pytree_node=False)
     entities: int = flax.struct.field(pytree_node=False, default=0)  # rows 1 to this are theirs
+    attributes: int = flax.struct.field(pytree_node=False, default=0)  # numbers of a node's own
 
 
 @flax.struct.dataclass
@@ -73,15 +74,22 @@ def mean_names(graph: Any, word_vd: jax.Array) -> jax.Array:
 
 class NodeInput(nnx.Module):
     """First node states: the name's mean word embedding, a frozen vector of the entity where
-    knowledge.vectors has one, a trainable row for each entity (of a width of its own, then
-    projected), and whether the text mentions it. [b, n, w]."""
+    knowledge.vectors has one, its attributes where knowledge.attributes has some, a trainable row
+    for each entity (of a width of its own, then projected), and whether the text mentions it.
+    [b, n, w]."""
 
-    def __init__(self, config: Config, rows: int):
+    def __init__(self, config: Config, rows: int, attributes: int = 0):
         graph, text = config.graph.width, config.encoder.width
         width, embed = ("graph", graph), ("embed", text)
         self.name = Linear(embed, width, kernel=glorot(text, graph))
         vectors = config.knowledge.vectors != "none"
         self.vector = Linear(embed, width, kernel=glorot(text, graph)) if vectors else None
+        numbers = ("kv", attributes)
+        self.attribute = (
+            Linear(numbers, width, kernel=glorot(attributes, graph), bias=False)
+            if attributes
+            else None
+        )
         own, first = row_width(config), zeros
         if config.objective.triples.weight > 0:  # products of zeros would stay zero
             first = jax.nn.initializers.normal(config.kge.init)
@@ -99,6 +107,8 @@ class NodeInput(nnx.Module):
         x = self.name(name_bnd) + (row if self.project is None else self.project(row))
         if self.vector is not None:
             x = x + self.vector(graph.nodes["vector"])
+        if self.attribute is not None:
+            x = x + self.attribute(graph.nodes["attribute"])
         return self.norm(x + graph.nodes["mention"][..., None] * use(self.mention))
 
 
@@ -244,7 +254,7 @@ class FusedModel(nnx.Module):
         self.at = tuple(at)
         self.compute = config.graph.compute
         if self.fused:
-            self.nodes = NodeInput(config, sizes.rows)
+            self.nodes = NodeInput(config, sizes.rows, sizes.attributes)
             self.exchanges = nnx.Dict({str(i): Exchange(config, sizes) for i in at})
         objective, self.entities = config.objective, sizes.entities
         self.tables: tuple[str, ...] = ("nodes/rows",) if self.fused else ()
@@ -275,8 +285,8 @@ class FusedModel(nnx.Module):
         """
         if head == "triples":
             return self._reason(batch.targets[head])
-        mask = token_mask(batch)
-        x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000))
+        mask = sight(batch)
+        x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000), batch.position)
         x_bld = shard(x_bld, "batch", "length", "embed")
         word = use(self.encoder.embed.word)
         edges: Any = None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import Config
-from keft_jax.data.batch import Batch, Names, node_mask, token_mask
+from keft_jax.data.batch import Batch, Names, node_mask, own_mask
 from keft_jax.models.functional import normal, param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.layers import LayerNorm, Linear, dropout, gelu, glorot
@@ -28,7 +28,7 @@ class ClassifyHead(nnx.Module):
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         if self.pooler is None:
-            real_bl = token_mask(batch).astype(jnp.float32)
+            real_bl = own_mask(batch).astype(jnp.float32)
             total_bd = jnp.einsum("bl,bld->bd", real_bl, x_bld, preferred_element_type="f4")
             pooled = total_bd / jnp.maximum(real_bl.sum(1, keepdims=True), 1)
         else:

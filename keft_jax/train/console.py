@@ -95,6 +95,8 @@ def _on_text(parts: Parts, covers: Mapping[str, Any], select: Dataset | None) ->
             f"{covers['answers_near']:.1%} of those near a mention, "
             f"{'–' if kept is None else f'{kept:.1%}'} of these kept by the budget"
         )
+    each = config.knowledge.text == "visible"
+    attention = attention_kind(config.encoder, training=True, each=each)
     return [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "
         f"{len(select) if select else 0:,} to select by; {covers['truncated']:,} texts truncated",
@@ -102,7 +104,7 @@ def _on_text(parts: Parts, covers: Mapping[str, Any], select: Dataset | None) ->
         f"relations; row {config.knowledge.row}",
         f"coverage   {covers['linked']:.1%} of texts with a linked entity, "
         f"{covers['cut']:.1%} of subgraphs cut by the budget{reach}",
-        f"attention  by {attention_kind(config.encoder, training=True)}",
+        f"attention  by {attention}",
     ]
 
 
