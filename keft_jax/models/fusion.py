@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import Config, EncoderConfig, GraphConfig
-from keft_jax.data.batch import Batch, Mentions, QueryTarget, node_mask, token_mask
+from keft_jax.data.batch import Batch, Mentions, QueryTarget, node_mask, sight
 from keft_jax.models.encoder import Encoder
 from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
