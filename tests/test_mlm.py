@@ -155,7 +155,7 @@ def test_a_run_that_learns_words(tmp_path):
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
         if (value := json.loads(line).get("loss/task")) is not None
     ]
-    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])
+    assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8])
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.5])

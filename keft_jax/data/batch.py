@@ -61,6 +61,17 @@ class MaskTarget:
     position: Array  # i32[b, t]
     label: Array  # i32[b, t]
     weight: Array  # f32[b, t]
+    linked: Array | None = None  # bool[b, t]: of a linked mention
+
+
+@flax.struct.dataclass
+class EntityTarget:
+    """Masked mentions, and the entities that they are of; made inside the step."""
+
+    row: Array  # i32[b, m]: in the table of entities
+    weight: Array  # f32[b, m]
+    candidate: Array | None = None  # i32[b, k]: rows; those of all examples are compared. None: all
+    there: Array | None = None  # bool[b, k]: candidates that are some
 
 
 @flax.struct.dataclass

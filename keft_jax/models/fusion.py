@@ -17,8 +17,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from keft_jax.config import Config, EncoderConfig, GraphConfig
-from keft_jax.data.batch import Batch, Mentions, QueryTarget, node_mask, sight
+from keft_jax.data.batch import (
+    Batch,
+    EntityTarget,
+    Mentions,
+    QueryTarget,
+    node_mask,
+    sight,
+)
 from keft_jax.models.encoder import Encoder
+from keft_jax.models.entities import EntityHead
 from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.heads import HEADS
@@ -49,6 +57,7 @@ class Output:
     edge_gates: list[jax.Array] = flax.struct.field(default_factory=list)  # f32[b, e] a layer
     related: jax.Array | None = None  # f32[b, m, n]: logits of which nodes a mention is related to
     taught: jax.Array | None = None  # f32[b, m, n]: the same of a jointly trained teacher
+    entities: jax.Array | None = None  # f32[b, m, c]: models/entities.py
     states: list[jax.Array] = flax.struct.field(default_factory=list)  # [b, l, d], the embeddings
     # and after each layer
     projected: list[jax.Array] = flax.struct.field(default_factory=list)  # these in the width of
@@ -270,6 +279,8 @@ class FusedModel(nnx.Module):
         self.term = TERMS[config.task.kind]
         self.head = HEADS[self.term](config, sizes)
         self.mlm = HEADS["mlm"](config, sizes) if config.objective.mlm.weight else None
+        linked = objective.entities.weight > 0
+        self.linked = EntityHead(config, row_width(config), sizes.entities) if linked else None
 
     def __call__(
         self,
@@ -280,7 +291,8 @@ class FusedModel(nnx.Module):
         inner: bool = False,
     ) -> Output | TripleOutput:
         """names: the piece ids of all entities (kgqa). key None: inference, no dropout. head: the
-        target that the logits are for, the task's own, "mlm" or "triples"; empty: the task's own.
+        target that the logits are for, the task's own, "mlm", "entities" or "triples"; empty: the
+        task's own.
         inner: with the states of all layers and the last one's attention.
         """
         if head == "triples":
@@ -307,9 +319,16 @@ class FusedModel(nnx.Module):
                 edge_gates += gates
             states.append(x_bld)
             done = stop
+        linked = None
+        if self.linked is not None and "entities" in batch.targets:
+            linked = self.linked(x_bld, use(self.nodes.rows), batch)
+        if head == "entities":
+            return Output(x_bld, linked, entities=linked)
         own: Any = self.head if head in ("", self.term) else self.mlm
         logits, node_gate, gates = own(x_bld, nodes_bnw, edges, batch, names, word, fold(key, 1001))
-        out = Output(x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates)
+        out = Output(
+            x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates, entities=linked
+        )
         if inner:
             ways = states if self.to_teacher is None else [self.to_teacher(x) for x in states]
             attention = self.encoder.blocks[str(depth - 1)].attention.scores(states[-2])
@@ -343,4 +362,11 @@ class FusedModel(nnx.Module):
             )
             return dataclasses.replace(batch, targets={**batch.targets, "triples": target})
         nodes = batch.graph.nodes | {"row": f(table, batch.graph.nodes["row"])}
-        return dataclasses.replace(batch, graph=batch.graph._replace(nodes=nodes))
+        batch = dataclasses.replace(batch, graph=batch.graph._replace(nodes=nodes))
+        if "entities" not in batch.targets:
+            return batch
+        asked: EntityTarget = batch.targets["entities"]
+        asked = dataclasses.replace(
+            asked, row=f(table, asked.row), candidate=f(table, asked.candidate)
+        )
+        return dataclasses.replace(batch, targets={**batch.targets, "entities": asked})

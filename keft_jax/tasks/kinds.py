@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
     "classification": Kind(lambda made: Classification(made.labels), ("label",), _label, True),
     "relation": Kind(lambda made: RelationClassification(made.labels), ("label",), _label, True),
     "typing": Kind(lambda made: EntityTyping(made.labels), ("answers",), lambda e: e.answers),
-    "mlm": Kind(lambda made: MaskedLM(made.tokenizer, made.config.objective.mlm.rate)),
+    "mlm": Kind(lambda made: MaskedLM.of(made.config, made.tokenizer, made.kg.n_entities)),
 }
 
 

@@ -63,6 +63,7 @@ class Trainer(Generic[P]):
             parts.beside,
             parts.reasoning,
             guide.model if guide else None,
+            parts.linked,
         )
         objective = Objective(parts.model, terms)
         self.shardings = state_shardings(parts.model, config.optim, self.tx, self.mesh)

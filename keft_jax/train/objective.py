@@ -18,6 +18,7 @@ from keft_jax.models.functional import Model
 from keft_jax.models.fusion import Output
 from keft_jax.models.layers import fold
 from keft_jax.models.mentions import candidates, divergence
+from keft_jax.tasks.entities import EntityPrediction
 from keft_jax.tasks.task import Task
 from keft_jax.train.distill import diverge, match_attention, match_states
 
@@ -68,6 +69,17 @@ def task_term(task: Task, weight: float) -> Term:
 def beside_term(task: Task, weight: float) -> Term:
     """Another task on the same texts, with its head beside the main one."""
     return dataclasses.replace(task_term(task, weight), name=task.term)
+
+
+def entities_term(linked: EntityPrediction, weight: float) -> Term:
+    """In the forward pass of the masked language modelling that it is of."""
+    return Term(
+        name=linked.term,
+        weight=weight,
+        view=linked.masks,
+        loss=lambda output, frozen, batch: linked.loss(output.entities, batch.targets[linked.term]),
+        total=linked.total,
+    )
 
 
 def reasoning_term(task: Task, weight: float) -> Term:
@@ -146,6 +158,7 @@ def make_terms(
     beside: Task | None = None,
     reasoning: Task | None = None,
     guide: Model | None = None,
+    linked: EntityPrediction | None = None,
 ) -> tuple[Term, ...]:
     """A term whose weight is 0 is not built; a schedule multiplies a weight. beside: the masked
     language modelling of `objective.mlm`. reasoning: that of `objective.triples`. guide: the
@@ -161,6 +174,10 @@ def make_terms(
         if beside is None:
             raise ValueError("objective.mlm needs its task")
         terms.append(beside_term(beside, config.mlm.weight))
+    if config.entities.weight > 0:
+        if linked is None:
+            raise ValueError("objective.entities needs its task")
+        terms.append(entities_term(linked, config.entities.weight))
     if config.kg_teacher.weight > 0:
         heat = config.kg_teacher.temperature
         terms.append(kg_teacher_term(guide, task, config.kg_teacher.weight, heat))

@@ -38,6 +38,7 @@ from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.pretrained import locate, read_vocab_size
 from keft_jax.sharding import replicated
+from keft_jax.tasks.entities import EntityPrediction
 from keft_jax.tasks.kinds import KINDS, Made, labels_of
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.tasks.reasoning import Reasoning
@@ -61,10 +62,18 @@ class Parts:
     @property
     def beside(self) -> Task | None:
         """The masked language modelling of `objective.mlm`."""
-        settings = self.config.objective.mlm
-        if settings.weight == 0:
+        if self.config.objective.mlm.weight == 0:
             return None
-        return MaskedLM(self.knowledge.vocabulary.tokenizer, settings.rate)
+        ours = self.knowledge.vocabulary
+        return MaskedLM.of(self.config, ours.tokenizer, len(ours.entities))
+
+    @property
+    def linked(self) -> EntityPrediction | None:
+        """The prediction of entities of `objective.entities`."""
+        objective = self.config.objective
+        if objective.entities.weight == 0:
+            return None
+        return EntityPrediction(self.beside or self.task, objective.mlm.entity_share)
 
     @property
     def reasoning(self) -> Reasoning | None:

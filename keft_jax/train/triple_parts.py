@@ -50,7 +50,7 @@ class TripleParts:
     splits: dict[str, np.ndarray]  # i32[t, 3]: head, relation, tail
 
     labels: tuple[str, ...] = ()
-    beside = reasoning = None
+    beside = reasoning = linked = None
 
     @cached_property
     def task(self) -> LinkPrediction:
