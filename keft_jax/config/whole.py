@@ -306,13 +306,22 @@ class Config:
             )
         last = max((layer % depth for layer in self.fusion.layers), default=0)
         check(
-            self.task.kind not in ("classification", "relation", "typing")
+            self.task.kind not in ("classification", "relation", "typing", "choice")
             or self.task.reads != "cls"
             or self.fusion.kind != "mention_add"
             or last < depth - 1,
             "fusion.layers",
             self.fusion.layers,
             "what is added at mentions after the last layer never reaches [CLS], which "
+            f"{self.task.kind} reads; name an earlier layer, or use fusion.kind=cross_attention",
+        )
+        check(
+            self.task.kind not in ("tagging", "span")
+            or self.fusion.kind != "interaction"
+            or last < depth - 1,
+            "fusion.layers",
+            self.fusion.layers,
+            "what [CLS] is told of the graph after the last layer never reaches the words, which "
             f"{self.task.kind} reads; name an earlier layer, or use fusion.kind=cross_attention",
         )
         longest = self.data.buckets[-1]
