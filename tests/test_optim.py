@@ -8,7 +8,8 @@ import toy
 
 from keft_jax.config import FusionConfig, GroupConfig, OptimConfig
 from keft_jax.models.functional import paths
-from keft_jax.train.optim import make_optimizer, schedule, stop_frozen
+from keft_jax.models.pretrained import flat
+from keft_jax.train.optim import make_optimizer, scale_at, schedule, stop_frozen
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
@@ -54,3 +55,23 @@ def test_no_work_goes_into_frozen_gradients():
     forward = jax.jit(model.apply).lower(params, batch, names).as_text().count("dot_general")
     whole, upper, head = (count - forward for count in counts)
     assert head < 6 < upper < 0.6 * whole
+
+
+def test_a_group_that_rests_at_first():
+    """A new head alone, then all of it."""
+    groups = (GroupConfig("encoder/", 0.5, from_step=2), GroupConfig("nodes/rows", 0.0))
+    optim = OptimConfig(steps=10, warmup=0.0, decay="constant", groups=groups)
+    params = {
+        "encoder": {"x": np.ones(3)},
+        "head": {"x": np.ones(3)},
+        "nodes": {"rows": np.ones(3)},
+    }
+    tx = make_optimizer(optim, params)
+    state, ones, move = tx.init(params), jax.tree.map(jnp.ones_like, params), jax.jit(tx.update)
+    for step in range(4):
+        updates, state = move(ones, state, params)
+        moved = {p: bool(u.any()) for p, u in flat(updates).items()}
+        assert all(m == (step >= 2) for p, m in moved.items() if p.startswith("encoder/"))
+        assert all(m for p, m in moved.items() if p.startswith("head/"))
+        assert not moved["nodes/rows"]
+        assert float(scale_at(optim, "encoder/x", jnp.int32(step))) == 0.5 * (step >= 2)

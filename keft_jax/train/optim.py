@@ -52,6 +52,8 @@ def make_optimizer(
     ]
     if any(scale not in (0, 1) for scale in jax.tree.leaves(scales)):
         chain.insert(4, _scale_by(scales))
+    if any(group.from_step for group in config.groups):
+        chain.append(_hold(config))
     tx = optax.chain(*chain)
     if all(scale > 0 for scale in jax.tree.leaves(scales)):
         return tx
@@ -74,9 +76,20 @@ def average(config: OptimConfig, step: jax.Array, ema: Any, params: Any) -> Any:
 
 
 def scale_of(config: OptimConfig, path: str) -> float:
-    """Factor on the learning rate of the parameter at a path."""
+    """Factor on the learning rate of the parameter at a path, from its group's `from_step` on."""
     group = _group_of(config, path)
     return 1.0 if group is None else group.scale
+
+
+def scale_at(config: OptimConfig, path: str, step: jax.Array) -> jax.Array | float:
+    """The same at a step."""
+    scale, first = scale_of(config, path), _first_step(config, path)
+    return scale * (step >= first) if first else scale
+
+
+def _first_step(config: OptimConfig, path: str) -> int:
+    group = _group_of(config, path)
+    return 0 if group is None else group.from_step
 
 
 def _group_of(config: OptimConfig, path: str) -> GroupConfig | None:
@@ -108,3 +121,21 @@ def _scale_by(scales: Any) -> optax.GradientTransformation:
         return scaled, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _hold(config: OptimConfig) -> optax.GradientTransformation:
+    """No update before a parameter's first step; its moments are counted from the beginning."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+
+        def held(path: Any, u: jax.Array) -> jax.Array:
+            first = _first_step(config, "/".join(str(getattr(p, "key", p)) for p in path))
+            return u * (state.count >= first).astype(u.dtype) if first else u
+
+        held_updates = jax.tree_util.tree_map_with_path(held, updates)
+        return held_updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(
+        lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+    )

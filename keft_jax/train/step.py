@@ -20,7 +20,7 @@ from keft_jax.sharding import MESH_AXES, batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
 from keft_jax.train.exchange import Exchange
 from keft_jax.train.objective import Frozen, Metrics, Objective
-from keft_jax.train.optim import average, scale_of, schedule, stop_frozen
+from keft_jax.train.optim import average, scale_at, schedule, stop_frozen
 from keft_jax.train.rows import RowTable, at, collect, fetch_rows, put_at, update_rows, without
 from keft_jax.train.state import State
 
@@ -94,7 +94,9 @@ def make_train_step(
             metrics["row_overflow"] = (over_chips(jnp.float32(lost)), jnp.ones(()))
         rate = frozen["learning_rate"] * rising(step)
         tables = {
-            path: update_rows(config, table, *sent[path], step + 1, rate * scale_of(config, path))
+            path: update_rows(
+                config, table, *sent[path], step + 1, rate * scale_at(config, path, step)
+            )
             for path, table in tables.items()
         }
         return grads, tables, metrics
