@@ -129,7 +129,7 @@ class Merge:
 
 def gain_merge(argv: Sequence[str]) -> int:
     own = parse(Merge, argv, prog="keft gain-merge")
-    from keft_jax.gain.run import merge_tables
+    from keft_jax.gain.finish import merge_tables
 
     merge_tables([Path(t) for t in own.tables], Path(own.out))
     return 0

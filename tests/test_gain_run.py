@@ -12,7 +12,8 @@ from keft_jax.data.tokenize import save_tokenizer, train_wordpiece
 from keft_jax.gain import run as gain_run
 from keft_jax.gain.cells import Cell, load_table
 from keft_jax.gain.draw import draw_examples
-from keft_jax.gain.run import merge_tables, run_gain
+from keft_jax.gain.finish import merge_tables
+from keft_jax.gain.run import run_gain
 from keft_jax.gain.splits import audit_splits, given
 from keft_jax.train.loop import NotFiniteError
 

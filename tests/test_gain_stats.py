@@ -19,6 +19,7 @@ from keft_jax.gain.rows import BASELINES, COLOURS, NOTES, REFERENCES, describe_r
 from keft_jax.gain.stats import summarise
 from keft_jax.gain.variants import VARIANTS
 from keft_jax.gain.verdict import judge
+from keft_jax.tasks.anchors import EntityTyping
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 
@@ -422,11 +423,15 @@ def test_majority_counts_every_right_answer_of_a_pattern():
 def test_a_single_answer_has_every_metric():
     got = score_single(["x", "y", "q"], [("x", "z", "x"), ("y",), ("x",)])
     want = {
-        **{key: [1, 1, 0] for key in ("accuracy", "hits@1", "mrr", "precision")},
+        **{key: [1, 1, 0] for key in ("hits@1", "mrr", "precision", "hit")},
+        "accuracy": [0, 1, 0],
         "recall": [0.5, 1, 0],
-        "set_f1": [2 / 3, 1, 0],
+        **{key: [2 / 3, 1, 0] for key in ("set_f1", "f1")},
+        "said": [1, 1, 1],
+        "gold": [2, 1, 1],
     }
-    assert got.keys() == want.keys() >= {*KGQA.metrics, *Classification.metrics}
+    assert got.keys() == want.keys()
+    assert got.keys() >= {*KGQA.metrics, *Classification.metrics, *EntityTyping.metrics}
     for metric, values in want.items():
         np.testing.assert_allclose(got[metric], values, rtol=1e-6)
     precision, recall = got["precision"], got["recall"]

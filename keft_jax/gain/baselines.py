@@ -40,9 +40,12 @@ def score_single(said: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str
     hit = np.array([s in g for s, g in zip(said, gold, strict=True)], np.float32)
     total = np.array([max(len(set(g)), 1) for g in gold], np.float32)
     return {
-        **dict.fromkeys(("accuracy", "hits@1", "mrr", "precision"), hit),
+        **dict.fromkeys(("hits@1", "mrr", "precision", "hit"), hit),
+        "accuracy": hit * (total == 1),
         "recall": hit / total,
-        "set_f1": 2 * hit / (1 + total),
+        **dict.fromkeys(("set_f1", "f1"), 2 * hit / (1 + total)),
+        "said": np.ones_like(hit),
+        "gold": total,
     }
 
 

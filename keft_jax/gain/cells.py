@@ -29,7 +29,8 @@ from keft_jax.files import write_atomic
 # What may differ between runs that are read as one table: which cells they made, and their looks.
 FREE = (
     *("name", "seed", "knowledge.row"),
-    *("gain.rows", "gain.variants", "gain.seeds", "gain.bootstrap", "gain.explain"),
+    *("gain.rows", "gain.variants", "gain.corrupt", "gain.drop"),
+    *("gain.seeds", "gain.bootstrap", "gain.explain"),
 )
 
 
@@ -40,13 +41,19 @@ class Cell:
     row: str
     seed: int
     metrics: dict[str, dict[str, np.ndarray]]
-    """split -> metric -> float32[n], one value for each example, in the order of the split."""
+    """split -> metric -> float32[n], one value for each example, in the order of the split; of a
+    metric of the whole split float32[n, k], what its score takes sums of."""
     choice: dict[str, list[str]] = field(default_factory=dict)
     """split -> what was answered (n names or labels; empty where nothing was)."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """[{"step":, "select":}] in the order of training."""
     info: dict[str, Any] = field(default_factory=dict)
     """steps, seconds, best_step, learning_rate, diverged (learning rates), ..."""
+
+    def each(self, split: str, metric: str) -> np.ndarray:
+        """float32[n]: the metric of each example; where it has none, the first one that has."""
+        values = self.metrics[split]
+        return next(v for v in (values[metric], *values.values()) if v.ndim == 1)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes <folder>/<row>-<seed>.npz in one move and gives its path. KeftError for a row
@@ -110,7 +117,8 @@ class Table:
     cells: list[Cell]
     splits: list[Split]
     manifest: dict[str, Any]
-    """{"task", "metric", "config": dict, "data_hash": {split: hash}, "kg_hash", ...}"""
+    """{"task", "metric", "score" (of tasks/corpus.py, where the metric is no mean), "config": dict,
+    "data_hash": {split: hash}, "kg_hash", ...}"""
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         folder = Path(folder)

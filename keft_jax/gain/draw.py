@@ -12,7 +12,16 @@ from keft_jax.gain.cells import Cell
 from keft_jax.gain.rows import JUDGED, PLAIN
 from keft_jax.gain.sections import Drawn
 from keft_jax.gain.splits import gold_of, text_of
+from keft_jax.tasks.kinds import KINDS
 from keft_jax.train.loop import Trainer
+from keft_jax.train.parts import Parts
+
+
+def can_draw(parts: Parts, dataset: Dataset) -> bool:
+    """Whether an example has one text and one answer of which a fact can be asked."""
+    kind = parts.config.task.kind
+    alone = len(dataset.texts) == len(dataset.examples)
+    return alone and (kind == "kgqa" or KINDS[kind].single)
 
 
 def draw_examples(
@@ -27,8 +36,8 @@ def draw_examples(
 ) -> list[Drawn]:
     """Examples that the knowledge won (without `plain`: got right), of different patterns first,
     and up to two that it did not; `most` together. `params` are those of the cell `true`."""
-    right = true.metrics[split][metric] > 0.5
-    other = np.zeros(len(right), bool) if plain is None else plain.metrics[split][metric] > 0.5
+    right = true.each(split, metric) > 0.5
+    other = np.zeros(len(right), bool) if plain is None else plain.each(split, metric) > 0.5
     missed = _spread(np.flatnonzero(~right), dataset)[: min(2, most // 2)]
     won = _spread(np.flatnonzero(right & ~other), dataset)[: most - len(missed)]
     note = "right with the knowledge" + (", wrong without" if plain is not None else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from keft_jax.config import ROWS
@@ -15,9 +16,9 @@ REFERENCES = ("none", "dictionary", "shuffled", "random")
 MAJORITY, CHAR_NGRAM = "majority", "char_ngram"
 LINEAR, LINEAR_DICTIONARY = "linear", "linear-dictionary"
 LINEAR_SHUFFLED, LINEAR_KNOWLEDGE = "linear-shuffled", "linear-knowledge"
-PROBES = (LINEAR, LINEAR_SHUFFLED, LINEAR_KNOWLEDGE)
+PROBES = (LINEAR, LINEAR_DICTIONARY, LINEAR_SHUFFLED, LINEAR_KNOWLEDGE)
 """Linear models of text without and with the knowledge, where labels are asked for."""
-BASELINES = (MAJORITY, CHAR_NGRAM, LINEAR, LINEAR_DICTIONARY, LINEAR_SHUFFLED, LINEAR_KNOWLEDGE)
+BASELINES = (MAJORITY, CHAR_NGRAM, *PROBES)
 """Cheap models that stand in the table as rows."""
 TEXT_ONLY = (PLAIN, MAJORITY, CHAR_NGRAM, LINEAR)
 """Rows that see no knowledge at all; the gain is also given against the best of them."""
@@ -66,7 +67,18 @@ def order_rows(rows: Iterable[str]) -> list[str]:
 
 def describe_row(row: str) -> str:
     """One line on what the row is; empty for a row that brings its own meaning."""
+    if level := level_of(row):
+        return f"true, {100 * level[1]:.0f} % of the facts {CHANGED[level[0]]}"
     return NOTES.get(row, "")
+
+
+CHANGED = {"corrupt": "wrong", "drop": "missing"}
+
+
+def level_of(row: str) -> tuple[str, float] | None:
+    """`true-corrupt-30` -> (corrupt, .3); None for other rows."""
+    found = re.fullmatch(rf"{JUDGED}-({'|'.join(CHANGED)})-(\d\d)", row)
+    return (found[1], int(found[2]) / 100) if found else None
 
 
 # Told apart by colour-blind readers (after Okabe and Ito 2008): on white, on black.
@@ -90,4 +102,4 @@ OTHER_COLOUR = ("#8a5a33", "#d3a377")
 
 def colour_row(row: str) -> tuple[str, str]:
     """Colours on a light and on a dark page."""
-    return COLOURS.get(row, OTHER_COLOUR)
+    return COLOURS.get(row, COLOURS[JUDGED] if level_of(row) else OTHER_COLOUR)

@@ -5,45 +5,42 @@ A cell that is on disk is not run again, so the same command resumes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
-from keft_jax.config import Config, KeftError, config_hash
-from keft_jax.data.features import ROWS, Dataset, with_row
-from keft_jax.gain.baselines import fit_char_ngram, majority_per_pattern, score_single
-from keft_jax.gain.cells import (
-    Cell,
-    load_table,
-    merge,
-    save_manifest,
-    save_splits,
-    table_config,
-    write_atomic,
+from keft_jax.config import (
+    CheckpointConfig,
+    Config,
+    EvalConfig,
+    GainConfig,
+    KeftError,
+    OptimConfig,
 )
+from keft_jax.data.features import Dataset, with_row
+from keft_jax.data.rows import ROWS
+from keft_jax.gain.cells import Cell, save_manifest, save_splits, table_config, write_atomic
+from keft_jax.gain.cheap import Cheap, keep_values, score_of
 from keft_jax.gain.cost import measure_cost
-from keft_jax.gain.draw import draw_examples
-from keft_jax.gain.lookup import measure_ceilings
-from keft_jax.gain.probes import Probes
-from keft_jax.gain.report import Drawn, plot, print_table, write_report
-from keft_jax.gain.rows import CHAR_NGRAM, JUDGED, MAJORITY, PLAIN, PROBES
-from keft_jax.gain.splits import audit_splits, given, gold_of, make_split, text_of
-from keft_jax.gain.stats import summarise
+from keft_jax.gain.draw import can_draw, draw_examples
+from keft_jax.gain.finish import finish
+from keft_jax.gain.report import print_table
+from keft_jax.gain.rows import JUDGED, PLAIN
+from keft_jax.gain.splits import given, make_split
 from keft_jax.gain.variants import Variants
 from keft_jax.models.pretrained import start_digest
-from keft_jax.tasks.kinds import KINDS
-from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
+from keft_jax.train.coverage import fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
 from keft_jax.train.run import identify, load_given
+from keft_jax.train.vectors import resolve
 
 
 class GainRun:
@@ -51,17 +48,7 @@ class GainRun:
 
     def __init__(self, config: Config, workdir: Path, say: Callable[[str], None]):
         self.config, self.workdir, self.say = config, workdir, say
-        if config.task.kind == "mlm":
-            raise KeftError("task.kind = 'mlm': a gain table needs answers or labels; use train.py")
-        if not (config.data.select or config.data.select_share):
-            raise KeftError(
-                "data.select = '': name the split that chooses checkpoints, or set "
-                "data.select_share"
-            )
-        if not (config.data.test or config.data.test_share):
-            raise KeftError(
-                "data.test = (): name at least one split to report, or set data.test_share"
-            )
+        refuse_config(config)
         self.parts, splits = build(config)
         self.config = config = self.parts.config  # with the sizes of a pre-trained encoder
         for name, test in splits.tests.items():
@@ -69,37 +56,69 @@ class GainRun:
         self.train = self.parts.dataset(splits.train)
         self.select = self.parts.dataset(splits.select)
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
-        given = load_given(self.parts)
-        self._read = given.inputs()
-        if given.teacher:
-            self._read["objective.distill.teacher"] = identify(*given.teacher)
-        self.trainer = Trainer(self.parts, given)
-        self.variants = Variants(self.trainer, workdir, say)
-        self.metric = config.eval.metric or self.parts.task.metrics[0]
-        if self.metric not in self.parts.task.metrics:
+        self.given = load_given(self.parts)
+        self._read = self.given.inputs()
+        if self.given.teacher:
+            self._read["objective.distill.teacher"] = identify(*self.given.teacher)
+        self.trainer = Trainer(self.parts, self.given)
+        self._costs: dict[Config, float | None] = {}
+        self._ready()
+
+    def _ready(self) -> None:
+        """What follows from the parts, the data and the trainer."""
+        task = self.parts.task
+        self.variants = Variants(self.trainer, self.workdir, self.say)
+        self.metric = self.config.eval.metric or task.metrics[0]
+        if self.metric not in (*task.metrics, *task.corpus):
             raise KeftError(
-                f"eval.metric = {self.metric!r}: a gain table needs one value for each example: "
-                f"{', '.join(self.parts.task.metrics)}"
+                f"eval.metric = {self.metric!r}: a gain table needs one of "
+                f"{', '.join((*task.metrics, *task.corpus))}"
             )
+        own = task.corpus.get(self.metric)
+        self.score = own.score if own else ""
+        """Of tasks/corpus.py, where the metric is no mean over examples."""
+        self.cheap = Cheap(self.parts, self.metric, self.train, self.select, self.tests)
+
+    def again(self, config: Config, workdir: Path) -> GainRun:
+        """A table by another config, which takes over all that is equal: files and graph (unless
+        they differ in more than the draw and the selection split), then the compiled step."""
+        config = resolve(config)
+        refuse_config(config)
+        if _of_files(config) != _of_files(self.config):
+            return GainRun(config, workdir, self.say)
+        other = copy.copy(self)
+        other.config, other.workdir = config, workdir
+        other.parts = dataclasses.replace(self.parts, config=config)
+        if config.data.select != self.config.data.select:
+            examples = other.parts.read(config.data.select)
+            for name, test in self.tests.items():
+                refuse_selection_on_test(config.data.select, examples, name, test.examples)
+            other.select = other.parts.dataset(examples)
+        other.given = dataclasses.replace(self.given, parts=other.parts)
+        if config.optim == self.config.optim:
+            other.trainer = copy.copy(self.trainer)
+            other.trainer.parts, other.trainer.given = other.parts, other.given
+        else:
+            other.trainer = Trainer(other.parts, other.given)
+        other._ready()
+        return other
 
     def run(self) -> None:
         """Runs the cells that are not on disk yet."""
         self._claim()
-        rows, seeds = self.config.gain.rows, range(self.config.seed, self.config.seed + self.seeds)
-        baselines = [MAJORITY, CHAR_NGRAM]
-        if KINDS[self.config.task.kind].single:
-            baselines += PROBES
+        gain = self.config.gain
+        seeds = range(self.config.seed, self.config.seed + self.seeds)
         missing = [
             (row, seed)
-            for row in (*baselines, *rows, *self.config.gain.variants)
+            for row in (*self.cheap.rows, *gain.rows, *gain.perturbed, *gain.variants)
             for seed in seeds
             if not self._file(row, seed).is_file()
         ]
         begin = time.perf_counter()
         ready: tuple[tuple[str, int], list[Dataset]] | None = None
         for done, (row, seed) in enumerate(missing, 1):
-            if row in baselines:
-                cell = self._baseline(row, seed)
+            if row in self.cheap.rows:
+                cell = self.cheap.cell(row, seed, self.drawn(seed))
             else:
                 reads = row if row in ROWS else JUDGED  # a variant
                 key = (reads, seed if ROWS[reads].seeded else 0)
@@ -109,15 +128,22 @@ class GainRun:
                 cell = self._train(row, seed, ready[1])
             cell.save(self.workdir / "cells")
             left = (time.perf_counter() - begin) / done * (len(missing) - done)
-            score = np.mean([np.mean(m[self.metric]) for m in cell.metrics.values()])
+            score = np.mean([score_of(m[self.metric], self.score) for m in cell.metrics.values()])
             self.say(
                 f"[{done}/{len(missing)}] {row}, seed {seed}: {self.metric} {score:.3f}, "
                 f"{cell.info['seconds']:.1f} s; about {left / 60:.1f} min left"
             )
 
-    @cached_property
-    def probes(self) -> Probes:
-        return Probes(self.parts, self.train, self.tests)
+    def step_time_ratio(self) -> float | None:
+        """Step time over that without the graph network; measured once for tables of one model."""
+        kind = _of_files(self.config)
+        if kind not in self._costs:
+            self._costs[kind] = measure_cost(self.trainer, given(self.train, self.parts))
+        return self._costs[kind]
+
+    def drawn(self, seed: int) -> np.ndarray:
+        """i32[n]: the training examples that a seed draws."""
+        return make_plan(self.config, self.train, seed).examples
 
     @property
     def seeds(self) -> int:
@@ -131,6 +157,7 @@ class GainRun:
         manifest = {
             "task": self.config.task.kind,
             "metric": self.metric,
+            **({"score": self.score} if self.score else {}),
             "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
             "data_hash": self.data_hash(),
             "kg_hash": self.parts.knowledge.kg.hash,
@@ -201,11 +228,11 @@ class GainRun:
         if best is None:
             raise KeftError(f"row {row}, seed {seed}: no evaluation on {self.config.data.select}")
         score, rate, chosen = best
-        metrics, choice = {}, {}
+        metrics, choice, task = {}, {}, self.parts.task
         for name, dataset in zip(self.tests, tests, strict=True):
             rows = trainer.evaluate(chosen.best_params, dataset)
-            metrics[name] = {m: rows[m] for m in self.parts.task.metrics}
-            choice[name] = [self.parts.task.choices[int(i)] for i in rows["choice"]]
+            metrics[name] = keep_values(task, rows, self.metric)
+            choice[name] = [task.choices[int(i)] for i in rows["choice"]] if task.choices else []
         info = {
             "steps": int(chosen.state.step),
             "best_step": chosen.progress.best_step,
@@ -217,7 +244,7 @@ class GainRun:
             "compilations": trainer.compilations,
         }
         cell = Cell(row, seed, metrics, choice, chosen.progress.curve, info)
-        if row == JUDGED and seed == self.config.seed:
+        if row == JUDGED and seed == self.config.seed and can_draw(self.parts, tests[0]):
             split, file = next(iter(self.tests)), self._file(PLAIN, seed)
             drawn = draw_examples(
                 self.trainer,
@@ -233,138 +260,62 @@ class GainRun:
             write_atomic(self.workdir / "drawn.json", text.encode())
         return cell
 
-    def _baseline(self, row: str, seed: int) -> Cell:
-        """A cheap model on the examples that this seed draws."""
-        begin = time.perf_counter()
-        config = self.config
-        plan = make_plan(config, self.train, seed)
-        drawn = [self.train.examples[i] for i in plan.examples]
-        metrics, choice = {}, {}
-        probed = self.probes.predict(row, plan.examples, seed) if row in PROBES else {}
-        if row == CHAR_NGRAM:
-            selected = self.select.examples
-            model = fit_char_ngram(
-                [text_of(e) for e in drawn],
-                [gold_of(e) for e in drawn],
-                [text_of(e) for e in selected],
-                [gold_of(e) for e in selected],
+
+def refuse_config(config: Config) -> None:
+    """Raises KeftError where a config lacks what a gain table needs."""
+    data, known = config.data, config.knowledge
+    if config.task.kind == "mlm":
+        raise KeftError("task.kind = 'mlm': a gain table needs answers or labels; use train.py")
+    if not (data.select or data.select_share):
+        raise KeftError(
+            "data.select = '': name the split that chooses checkpoints, or set data.select_share"
+        )
+    if not (data.test or data.test_share):
+        raise KeftError("data.test = (): name at least one split to report, or set data.test_share")
+    told = {"knowledge.entities": known.entities, "knowledge.relations": known.relations}
+    told["objective.kg_teacher.embeddings"] = config.objective.kg_teacher.embeddings
+    for name, value in told.items():
+        if config.gain.perturbed and value not in ("", "name", "description", "random"):
+            raise KeftError(
+                f"{name} = {value!r}: embeddings of the whole graph tell what gain.corrupt and "
+                "gain.drop take away; leave one of the two out"
             )
-        for name, dataset in self.tests.items():
-            if name in probed:
-                said = probed[name]
-            elif row == CHAR_NGRAM:
-                said = model.predict([text_of(e) for e in dataset.examples])
-            else:
-                said = majority_per_pattern(
-                    [e.pattern for e in drawn],
-                    [gold_of(e) for e in drawn],
-                    [e.pattern for e in dataset.examples],
-                )
-            scores = score_single(said, [gold_of(e) for e in dataset.examples])
-            metrics[name] = {m: scores[m] for m in self.parts.task.metrics}
-            choice[name] = list(said)
-        return Cell(row, seed, metrics, choice, [], {"seconds": time.perf_counter() - begin})
+
+
+def _of_files(config: Config) -> Config:
+    """What files, graph, vocabulary and model follow from."""
+    data = dataclasses.replace(config.data, draw=0)
+    if data.select:
+        data = dataclasses.replace(data, select="select")
+    return dataclasses.replace(
+        config,
+        name="",
+        seed=0,
+        data=data,
+        optim=OptimConfig(),
+        eval=EvalConfig(),
+        checkpoint=CheckpointConfig(),
+        gain=GainConfig(),
+    )
 
 
 def run_gain(config: Config, workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
     """The whole of `keft gain`: cells, statistics, audit, summary.json, report.html, gain.png."""
-    begin = time.perf_counter()
     console = Console(quiet=quiet, highlight=False, emoji=False)
-    table = GainRun(config, workdir, console.print)
+    return run_table(GainRun(config, workdir, console.print), console)
+
+
+def run_table(table: GainRun, console: Console) -> dict[str, Any]:
+    begin, config, workdir = time.perf_counter(), table.config, table.workdir
     kg = table.parts.knowledge.kg
+    rows = len(config.gain.rows) + len(config.gain.perturbed) + len(config.gain.variants)
     console.print(
         f"{len(table.train)} training examples, {kg.n_entities} entities, {kg.n_triples} triples, "
-        f"{table.parts.model.size():,} parameters; {len(config.gain.rows)} rows x "
+        f"{table.parts.model.size():,} parameters; {rows} rows x "
         f"{config.gain.seeds} seeds of {config.optim.steps} steps, in {workdir}"
     )
     table.run()
-    summary = _finish(table, begin)
+    summary = finish(table, begin)
     print_table(summary, console)
     console.print(f"report: {workdir / 'report.html'}")
-    return summary
-
-
-def _finish(table: GainRun, begin: float) -> dict[str, Any]:
-    config, workdir = table.config, table.workdir
-    done = load_table(workdir)
-    summary = summarise(
-        done.cells,
-        done.splits,
-        table.metric,
-        task=config.task.kind,
-        draws=config.gain.bootstrap,
-        seed=config.seed,
-    )
-    kg = table.parts.knowledge.kg
-    summary["coverage"] = {
-        name: cover(given(d, table.parts), table.parts) for name, d in table.tests.items()
-    }
-    if config.task.kind == "kgqa":
-        plan = make_plan(config, table.train, config.seed)
-        summary["ceiling"] = measure_ceilings(table.parts, table.train, plan.examples, table.tests)
-    summary["leaks"] = audit_splits(
-        table.parts, table.train.examples, table.select.examples, table.tests
-    )
-    summary["step_time_ratio"] = measure_cost(table.trainer, given(table.train, table.parts))
-    own = given(table.train, table.parts)
-    summary["variants"] = {
-        row: {"step_time_ratio": table.variants.cost(row, own)} for row in config.gain.variants
-    }
-    summary["compilations"] = table.trainer.compilations
-    summary["seconds"] = round(time.perf_counter() - begin, 1)
-    summary["config_hash"], summary["kg_hash"] = config_hash(config), kg.hash
-    summary["data_hash"] = table.data_hash()
-    summary["versions"] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    texts = {
-        name: [
-            {"text": text_of(e), "gold": ", ".join(gold_of(e)), "pattern": e.pattern}
-            for e in d.examples
-        ]
-        for name, d in table.tests.items()
-    }
-    write_atomic(workdir / "examples.json", json.dumps(texts, ensure_ascii=False).encode())
-    _write(workdir, summary, done.cells, workdir, dataclasses.asdict(config))
-    return summary
-
-
-def _write(
-    folder: Path, summary: dict[str, Any], cells: Sequence[Cell], origin: Path, config: dict
-) -> None:
-    """summary.json, report.html and gain.png, with the examples and drawings of `origin`."""
-
-    def read(name: str, empty: Any) -> Any:
-        file = origin / name
-        return json.loads(file.read_text("utf-8")) if file.is_file() else empty
-
-    drawn = [Drawn(**d) for d in read("drawn.json", [])]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "summary.json", json.dumps(summary, indent=2, default=float).encode())
-    write_report(folder / "report.html", summary, cells, read("examples.json", {}), drawn, config)
-    plot(summary, cells, folder / "gain.png")
-
-
-def merge_tables(folders: Sequence[Path], out: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """One table from several: other rows or seeds, all else equal. What lies beside the scores
-    (audit, coverage, cost, drawings) is that of the first. Raises KeftError naming what differs."""
-    table = merge(folders)
-    config = table.manifest["config"]
-    gain = config.get("gain", {})
-    if not (folders[0] / "summary.json").is_file():
-        raise KeftError(f"{folders[0]}: not finished (no summary.json); finish it by its command")
-    beside = json.loads((folders[0] / "summary.json").read_text("utf-8"))
-    summary = summarise(
-        table.cells,
-        table.splits,
-        table.manifest["metric"],
-        task=table.manifest["task"],
-        draws=gain.get("bootstrap", 10_000),
-        seed=config.get("seed", 0),
-    )
-    summary = beside | summary
-    table.save(out)
-    for name in ("examples.json", "drawn.json"):
-        if (folders[0] / name).is_file():
-            write_atomic(out / name, (folders[0] / name).read_bytes())
-    _write(out, summary, table.cells, folders[0], config)
-    print_table(summary, Console(quiet=quiet, highlight=False, emoji=False))
     return summary

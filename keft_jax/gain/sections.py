@@ -177,8 +177,8 @@ def compare(
     of seeds that are right in `true` and in `none`."""
 
     def share_right(row: str) -> np.ndarray | None:
-        values = [c.metrics[split][metric] for c in cells if c.row == row and split in c.metrics]
-        return np.mean([np.asarray(v) >= 0.5 for v in values], 0) if values else None
+        values = [c.each(split, metric) for c in cells if c.row == row and split in c.metrics]
+        return np.mean([v >= 0.5 for v in values], 0) if values else None
 
     with_it, without = share_right(JUDGED), share_right(PLAIN)
     if with_it is None or without is None:

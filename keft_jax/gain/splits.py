@@ -76,7 +76,8 @@ def audit_splits(
 
     def look(name: str, dataset: Dataset) -> Audited:
         sub = _subgraphs(dataset, parts)
-        nodes = [row[:n].tolist() for row, n in zip(sub.entity, sub.n_node, strict=True)]
+        shown = [row[:n].tolist() for row, n in zip(sub.entity, sub.n_node, strict=True)]
+        nodes = _by_example(dataset, shown)
         names, kgqa = parts.knowledge.kg.names, parts.config.task.kind == "kgqa"
         inside = None
         if kgqa:
@@ -85,9 +86,9 @@ def audit_splits(
         return Audited(
             name=name,
             texts=[text_of(e) for e in dataset.examples],
-            topics=[row[row >= 0].tolist() for row in dataset.seeds],
+            topics=_by_example(dataset, [row[row >= 0].tolist() for row in dataset.seeds]),
             labels=[e.pattern if kgqa else e.label or "" for e in dataset.examples],
-            covered=dataset.seeds[:, 0] >= 0,
+            covered=dataset.linked,
             node_texts=None if kgqa else [" ".join(names[i] for i in row) for row in nodes],
             answer_in_graph=inside,
             gold_edge=None if kgqa else _pair_edges(dataset, sub, parts),
@@ -127,6 +128,14 @@ def _pair_edges(dataset: Dataset, sub: Subgraphs, parts: Parts) -> np.ndarray | 
         if typed:
             joins &= sub.relation[i, edges] % kg.n_relations == named[example.label or ""]
         out[i] = joins.any()
+    return out
+
+
+def _by_example(dataset: Dataset, of_texts: Sequence[list[int]]) -> list[list[int]]:
+    """Of each example what its texts have."""
+    out: list[list[int]] = [[] for _ in range(len(dataset))]
+    for example, some in zip(dataset.text_owner.tolist(), of_texts, strict=True):
+        out[example] += some
     return out
 
 

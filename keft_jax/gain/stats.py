@@ -10,8 +10,19 @@ import numpy as np
 from keft_jax.config import KeftError
 from keft_jax.gain.bootstrap import Estimate, Sample, draw, group_clusters
 from keft_jax.gain.cells import Cell, Split, Table, load_table, merge, table_hash
-from keft_jax.gain.rows import BASELINES, JUDGED, MAJORITY, PLAIN, REFERENCES, TEXT_ONLY, order_rows
+from keft_jax.gain.rows import (
+    BASELINES,
+    CHANGED,
+    JUDGED,
+    MAJORITY,
+    PLAIN,
+    REFERENCES,
+    TEXT_ONLY,
+    level_of,
+    order_rows,
+)
 from keft_jax.gain.verdict import MARGIN, judge
+from keft_jax.tasks.corpus import SCORES
 
 __all__ = ["Cell", "Split", "Table", "load_table", "merge", "summarise", "table_hash"]
 
@@ -22,28 +33,38 @@ def summarise(
     metric: str,
     *,
     task: str,
+    score: str = "",
     draws: int = 10_000,
     seed: int = 0,
     reference_rows: Sequence[str] = REFERENCES,
 ) -> dict[str, Any]:
     """The content of summary.json: the first split at the top, every split under "splits".
 
+    score: which of SCORES (tasks/corpus.py) the metric is, where it is no mean over examples.
+
     Each split has scores, gain (true - none), versus (true - row, for every other row),
-    best_text (the best row without knowledge and the gain over it), slices, controls (rows that
-    fall below their trivial baseline), verdict with why, and needed_n: clusters for a verdict.
+    best_text (the best row without knowledge and the gain over it), slices (each with the same),
+    controls (rows that fall below their trivial baseline), verdict with why, needed_n: clusters for
+    a verdict, and perturbed: what `true` scores and gains with a share of the facts wrong or
+    missing.
     not_converged: rows that more steps might raise; a gain over them may be one of speed alone.
     Equal arguments give equal numbers to the last bit, whatever the order of the cells.
     Raises KeftError for cells that do not fit the splits or each other.
     """
     if not splits:
         raise KeftError("splits: none; name at least one reported split in data.test")
-    values = {split.name: _collect(cells, split, metric) for split in splits}
+    values = {split.name: _collect(cells, split, metric, score) for split in splits}
     for split in splits:
         if JUDGED not in values[split.name]:
             raise KeftError(f"split {split.name}: no cell of row `{JUDGED}`, which is judged")
     parts = {
         split.name: _summarise_split(
-            split, values[split.name], draws, np.random.default_rng([seed, i]), reference_rows
+            split,
+            values[split.name],
+            score,
+            draws,
+            np.random.default_rng([seed, i]),
+            reference_rows,
         )
         for i, split in enumerate(splits)
     }
@@ -61,8 +82,10 @@ def summarise(
     }
 
 
-def _collect(cells: Sequence[Cell], split: Split, metric: str) -> dict[str, dict[int, np.ndarray]]:
-    """row -> seed -> float[n]"""
+def _collect(
+    cells: Sequence[Cell], split: Split, metric: str, score: str
+) -> dict[str, dict[int, np.ndarray]]:
+    """row -> seed -> float[n], or [n, k] with a score"""
     values: dict[str, dict[int, np.ndarray]] = {}
     for cell in sorted(cells, key=lambda c: (c.row, c.seed)):
         where = f"row {cell.row}, seed {cell.seed}, split {split.name}"
@@ -70,7 +93,7 @@ def _collect(cells: Sequence[Cell], split: Split, metric: str) -> dict[str, dict
             known = sorted({m for ms in cell.metrics.values() for m in ms})
             raise KeftError(f"{where}: no metric {metric!r}; there are {', '.join(known)}")
         v = np.asarray(cell.metrics[split.name][metric], float)
-        if v.shape != (len(split),):
+        if v.ndim != (2 if score else 1) or len(v) != len(split):
             raise KeftError(f"{where}: values of shape {v.shape} for {len(split)} examples")
         if not np.isfinite(v).all():
             raise KeftError(f"{where}: {int((~np.isfinite(v)).sum())} values are not finite")
@@ -83,6 +106,7 @@ def _collect(cells: Sequence[Cell], split: Split, metric: str) -> dict[str, dict
 def _summarise_split(
     split: Split,
     values: dict[str, dict[int, np.ndarray]],
+    score: str,
     draws: int,
     rng: np.random.Generator,
     references: Sequence[str],
@@ -90,9 +114,10 @@ def _summarise_split(
     if not len(split):
         raise KeftError(f"split {split.name}: no examples; give a file with some")
     cluster = group_clusters(np.asarray(split.cluster).astype(str), rng)
-    whole = Sample(values, cluster, np.ones(len(split), bool))
+    of_sums = SCORES[score] if score else None
+    whole = Sample(values, cluster, np.ones(len(split), bool), of_sums)
     slices = {
-        name: Sample(values, cluster, np.asarray(mask, bool))
+        name: Sample(values, cluster, np.asarray(mask, bool), of_sums)
         for name, mask in split.slices.items()
         if np.any(mask)
     }
@@ -123,8 +148,31 @@ def _summarise_split(
             "scores": {row: sample.estimate(row, None, rng).json() for row in values},
             "gain": against[PLAIN].json() if PLAIN in against else None,
             "versus": {row: e.json() for row, e in against.items()},
+            **judge(against, references),
         }
+    summary["perturbed"] = {
+        change: levels for change in CHANGED if len(levels := _by_level(whole, change, rng)) > 1
+    }
     return summary
+
+
+def _by_level(sample: Sample, change: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """What is left of `true` with rising shares of the facts changed, 0 first: its score, its gain
+    over `none` with the verdict against that alone, and what it loses against the whole graph."""
+    levels = {row: level_of(row) for row in sample.seeds}
+    shares = {row: found[1] for row, found in levels.items() if found and found[0] == change}
+    out = []
+    for row, share in sorted({JUDGED: 0.0, **shares}.items(), key=lambda item: item[1]):
+        level: dict[str, Any] = {"share": share, "row": row}
+        level["score"] = sample.estimate(row, None, rng).json()
+        if row != JUDGED:
+            level["loss"] = sample.estimate(row, JUDGED, rng).json()
+        if PLAIN in sample.seeds:
+            gain = sample.estimate(row, PLAIN, rng)
+            found = judge({PLAIN: gain}, (PLAIN,))
+            level |= {"gain": gain.json(), **{k: found[k] for k in ("kind", "verdict", "why")}}
+        out.append(level)
+    return out
 
 
 def _still_rising(row: str, cells: Sequence[Cell]) -> bool:
