@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError
-from keft_jax.data.plan import BatchPlan
+from keft_jax.data.plan import BatchPlan, MixedPlan
+from keft_jax.data.unlabelled import Mixed
 from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import flat, load_weights, locate, overlay
 from keft_jax.sharding import batch_sharding, make_mesh, replicated
@@ -64,6 +65,7 @@ class Trainer(Generic[P]):
             parts.reasoning,
             guide.model if guide else None,
             parts.linked,
+            consistency=parts.consistency,
         )
         objective = Objective(parts.model, terms)
         self.shardings = state_shardings(parts.model, config.optim, self.tx, self.mesh)
@@ -284,12 +286,13 @@ class OverflowWarning:
             )
 
 
-def make_plan(config: Config, train: Any, seed: int) -> BatchPlan:
+def make_plan(config: Config, train: Any, seed: int) -> BatchPlan | MixedPlan:
     """train: a Dataset or a TripleDataset; an example of the latter may be several queries."""
     size = config.optim.batch // getattr(train, "block", 1)
     draw = config.data.draw or None
     strata = train.strata if draw else None
-    return BatchPlan(train.lengths, size, config.data.buckets, seed, draw, strata)
+    plan = BatchPlan(train.lengths, size, config.data.buckets, seed, draw, strata)
+    return train.mix(plan, config.optim.unlabelled) if isinstance(train, Mixed) else plan
 
 
 def make_ranker(parts: TripleParts, mesh: Mesh) -> Ranker:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import jax
@@ -26,6 +26,21 @@ Frozen = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
 
 
+class View(Protocol):
+    """Shows the model the batch; see tasks/task.py."""
+
+    term: str
+    each: int
+
+    def prepare(self, batch: Any, key: jax.Array | None, frozen: Frozen) -> Any: ...
+
+
+class Shown(View, Protocol):
+    """A view of the task's batches with a term of its own (train/consistency.py)."""
+
+    def make_term(self) -> Term: ...
+
+
 @dataclass(frozen=True)
 class Term:
     """`loss` is a sum over the batch as `view` prepared it; `total` depends on the batch alone and
@@ -33,8 +48,8 @@ class Term:
 
     name: str
     weight: float
-    view: Task  # shows the model the batch
-    loss: Callable[[Output, Frozen, Batch], jax.Array]
+    view: View
+    loss: Callable[[Output, Frozen, Batch], Any]  # or (loss, {name: another sum})
     total: Callable[[Batch], jax.Array]
     teacher: Model | None = None  # whose output for the view the loss reads as frozen["taught"]
     inner: bool = False  # it reads the states of all layers and the last attention
@@ -56,11 +71,12 @@ def factor_of(config: ObjectiveConfig, name: str) -> Callable[[Frozen], jax.Arra
     return next((of(schedule) for schedule in config.schedules if schedule.of == name), None)
 
 
-def task_term(task: Task, weight: float) -> Term:
+def task_term(task: Task, weight: float, view: View | None = None) -> Term:
+    """view: of another than the task itself."""
     return Term(
         name="task",
         weight=weight,
-        view=task,
+        view=view or task,
         loss=lambda output, frozen, batch: task.loss(output.logits, batch.targets[task.term]),
         total=task.total,
     )
@@ -93,7 +109,9 @@ def reasoning_term(task: Task, weight: float) -> Term:
     )
 
 
-def distill_terms(config: ObjectiveConfig, teacher: Model, task: Task) -> list[Term]:
+def distill_terms(
+    config: ObjectiveConfig, teacher: Model, task: Task, view: View
+) -> list[Term]:
     """The parts of `objective.distill` that have a weight, each a mean over all real examples,
     labelled or not. The teacher's parameters are `frozen["teacher"]`; it runs without dropout, once
     for all parts, and takes no gradient."""
@@ -124,14 +142,14 @@ def distill_terms(config: ObjectiveConfig, teacher: Model, task: Task) -> list[T
         return (batch.example >= 0).sum()
 
     parts = (
-        Term("distill", settings.weight, task, outputs, units, teacher),
-        Term("hidden", settings.hidden, task, hidden, rows, teacher, inner=True),
-        Term("attention", settings.attention, task, attention, rows, teacher, inner=True),
+        Term("distill", settings.weight, view, outputs, units, teacher),
+        Term("hidden", settings.hidden, view, hidden, rows, teacher, inner=True),
+        Term("attention", settings.attention, view, attention, rows, teacher, inner=True),
     )
     return [term for term in parts if term.weight > 0]
 
 
-def kg_teacher_term(guide: Model | None, task: Task, weight: float, temperature: float) -> Term:
+def kg_teacher_term(guide: Model | None, view: View, weight: float, temperature: float) -> Term:
     """KL(teacher || student), a sum over mentions, of which entities a mention is related to:
     models/mentions.py. guide: the teacher, whose parameters and vectors are `frozen["guide"]`;
     None: the model's own scorer, trained jointly, which takes no gradient from here."""
@@ -148,7 +166,7 @@ def kg_teacher_term(guide: Model | None, task: Task, weight: float, temperature:
         each_bm = divergence(taught, output.related, candidates(batch, there_bn))
         return fed * each_bm.sum()
 
-    return Term("kg_teacher", weight, task, loss, lambda batch: (batch.mentions.node >= 0).sum())
+    return Term("kg_teacher", weight, view, loss, lambda batch: (batch.mentions.node >= 0).sum())
 
 
 def make_terms(
@@ -159,17 +177,23 @@ def make_terms(
     reasoning: Task | None = None,
     guide: Model | None = None,
     linked: EntityPrediction | None = None,
+    *,
+    consistency: Shown | None = None,
 ) -> tuple[Term, ...]:
     """A term whose weight is 0 is not built; a schedule multiplies a weight. beside: the masked
     language modelling of `objective.mlm`. reasoning: that of `objective.triples`. guide: the
-    teacher of `objective.kg_teacher`, where a finished run is."""
+    teacher of `objective.kg_teacher`, where a finished run is. consistency: that of
+    `objective.consistency`, which then shows the task's terms their batches."""
+    view: View = consistency or task
     terms: list[Term] = []
     if config.task > 0:
-        terms.append(task_term(task, config.task))
+        terms.append(task_term(task, config.task, view))
     if config.distill.active:
         if teacher is None:
             raise ValueError("objective.distill needs a teacher model")
-        terms += distill_terms(config, teacher, task)
+        terms += distill_terms(config, teacher, task, view)
+    if consistency is not None:
+        terms.append(consistency.make_term())
     if config.mlm.weight > 0:
         if beside is None:
             raise ValueError("objective.mlm needs its task")
@@ -180,7 +204,7 @@ def make_terms(
         terms.append(entities_term(linked, config.entities.weight))
     if config.kg_teacher.weight > 0:
         heat = config.kg_teacher.temperature
-        terms.append(kg_teacher_term(guide, task, config.kg_teacher.weight, heat))
+        terms.append(kg_teacher_term(guide, view, config.kg_teacher.weight, heat))
     if config.triples.weight > 0:
         if reasoning is None:
             raise ValueError("objective.triples needs its task")
@@ -249,6 +273,7 @@ class Objective:
         """views: (as the terms read it, as this model reads it). part: number of an accumulated
         part of the batch; its dropout is its own."""
         loss, metrics = jnp.zeros(()), {}
+        frozen = {**frozen, "params": jax.lax.stop_gradient(params)}
         seen: dict[str, Output] = {}
         asked: dict[str, Any] = {"inner": True} if any(t.inner for t in self.terms) else {}
         for term in self.terms:
@@ -263,9 +288,13 @@ class Objective:
             if term.teacher and "taught" not in frozen:  # all its terms share one view
                 taught = term.teacher.apply(frozen["teacher"], shown, frozen["names"], **asked)
                 frozen = {**frozen, "taught": jax.lax.stop_gradient(taught)}
-            own = term.loss(seen[name], frozen, shown)
+            own, more = term.loss(seen[name], frozen, shown), {}
+            if isinstance(own, tuple):
+                own, more = own
             weight = term.weight * (term.factor(frozen) if term.factor else 1)
             loss = loss + weight * own / totals[term.name]
             metrics[f"loss/{term.name}"] = (own, totals[term.name])
+            for thing, value in more.items():
+                metrics[f"{term.name}/{thing}"] = (value, totals[term.name])
         metrics["loss/total"] = (loss, jnp.ones(()))
         return loss, metrics

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from jax.sharding import Mesh
 
-from keft_jax.config import Config, KeftError, from_json, to_json
+from keft_jax.config import REST, Config, KeftError, from_json, to_json
 from keft_jax.data.features import (
     Dataset,
     Knowledge,
@@ -31,6 +31,7 @@ from keft_jax.data.source import Example, read_examples
 from keft_jax.data.splits import Splits, read_splits
 from keft_jax.data.tfds import PREFIX
 from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
+from keft_jax.data.unlabelled import mix
 from keft_jax.files import write_atomic
 from keft_jax.kg.io import build_kg
 from keft_jax.kg.store import KG
@@ -43,6 +44,7 @@ from keft_jax.tasks.kinds import KINDS, Made, labels_of
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.tasks.reasoning import Reasoning
 from keft_jax.tasks.task import Task
+from keft_jax.train.consistency import Consistency
 from keft_jax.train.triple_parts import TripleParts, build_triples
 from keft_jax.train.vectors import TEXTS, entity_vectors, read_texts, resolve, texts_of
 
@@ -76,6 +78,14 @@ class Parts:
         return EntityPrediction(self.beside or self.task, objective.mlm.entity_share)
 
     @property
+    def consistency(self) -> Consistency | None:
+        """The texts without labels of `objective.consistency`."""
+        settings, tokenizer = self.config.objective.consistency, self.knowledge.vocabulary.tokenizer
+        if settings.weight == 0:
+            return None
+        return Consistency(self.model, self.task, tokenizer, settings)
+
+    @property
     def reasoning(self) -> Reasoning | None:
         """The link prediction of `objective.triples`."""
         settings = self.config.objective.triples
@@ -84,9 +94,29 @@ class Parts:
         entities = self.knowledge.vocabulary.entities
         return Reasoning(self.config.kge, entities, settings.batch)
 
+    @property
+    def _tasks(self) -> list[Task]:
+        return [self.task] if self.beside is None else [self.task, self.beside]
+
     def dataset(self, examples: Sequence[Example]) -> Dataset:
-        tasks = [self.task] if self.beside is None else [self.task, self.beside]
-        return make_dataset(examples, self.knowledge, tasks, self.config.data.buckets[-1])
+        return make_dataset(examples, self.knowledge, self._tasks, self.config.data.buckets[-1])
+
+    def training(self, splits: Splits) -> Dataset:
+        """`dataset` of the training examples, with the texts of data.unlabelled beside them."""
+        train, data = self.dataset(splits.train), self.config.data
+        if not data.unlabelled:
+            return train
+        leftover, settings = data.unlabelled == REST, self.config.objective.consistency
+        return mix(
+            train,
+            splits.train if leftover else splits.unlabelled,
+            self._tasks,
+            self.labels,
+            data.buckets[-1],
+            leftover=leftover,
+            consistent=settings.weight > 0,
+            swap=settings.swap,
+        )
 
     def read(self, path: str) -> list[Example]:
         """The labelled examples of a file."""

@@ -76,7 +76,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         return summary
     parts, splits = build_any(config)
     given = load_given(parts)
-    train_set = parts.ready(splits.train)
+    train_set = parts.given(parts.training(splits))
     select = parts.ready(splits.select) if len(splits.select) else None
     tests: dict[str, Any] = {}
     for name, test in splits.tests.items():
@@ -89,6 +89,7 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     trainer: Trainer[Any] = Trainer(parts, given)
     inputs = {
         "data.train": fingerprint(splits.train),
+        "data.unlabelled": fingerprint(splits.unlabelled) if len(splits.unlabelled) else "",
         "data.select": fingerprint(splits.select) if select is not None else "",
         **parts.inputs(),
         "encoder.pretrained": start_digest(config),

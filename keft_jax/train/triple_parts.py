@@ -50,6 +50,7 @@ class TripleParts:
     splits: dict[str, np.ndarray]  # i32[t, 3]: head, relation, tail
 
     labels: tuple[str, ...] = ()
+    consistency = None
     beside = reasoning = linked = None
 
     @cached_property
@@ -82,6 +83,9 @@ class TripleParts:
         if not self.config.kge.filtered:
             return {"names": {}}
         return {"names": {}, "known": jax.device_put(self.trained_on.answers, replicated(mesh))}
+
+    def training(self, splits: Splits) -> np.ndarray:
+        return splits.train
 
     def dataset(self, triples: np.ndarray) -> np.ndarray:
         """As they are: nothing in them can be wrong any more."""
