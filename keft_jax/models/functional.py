@@ -82,6 +82,10 @@ class Model:
             lambda path, struct, meta: parameter_sharding(mesh, meta["axes"], struct.shape, path)
         )
 
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """The names of each parameter's axes, by its path."""
+        return {_join(path): meta["axes"] for path, (_, meta) in self._flat.items()}
+
     def init(self, key: jax.Array) -> Tree:
         """Fresh parameters; pure, so it can be jitted with `shardings` as its out_shardings."""
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ class Given:
     entities: np.ndarray | None = None  # f32[entities, w]: what their rows start as
     relations: np.ndarray | None = None  # f32[relations, k], likewise
     guide: Guide | None = None
+    taken: Tree = field(default_factory=dict)  # parameters of another run: train/start.py
     as_row: tuple[str, int] | None = None  # read as this row of the gain table reads it, by seed,
     # whatever the row of the data; None: as that
 
@@ -62,19 +63,22 @@ class Given:
             "knowledge.entities": _digest([] if self.entities is None else [self.entities]),
             "knowledge.relations": _digest([] if self.relations is None else [self.relations]),
             "objective.kg_teacher.embeddings": _digest(scorer),
+            "optim.start": _digest([value for _, value in sorted(flat(self.taken).items())]),
         }
 
     def start(self, row: str, seed: int) -> Tree:
         """The parameters that start otherwise than they are drawn, a partial tree of f32 arrays."""
         row, seed = self.as_row or (row, seed)
-        out: Tree = {}
         if isinstance(self.parts, TripleParts):
             return self._start_of_triples()
+        out: Tree = {}
+        for path, value in flat(self.taken).items():
+            put(out, path, value)
         if self.entities is not None:
             own = self._of_row(self.entities, row, seed, self.parts.config.knowledge.entities)
             table = np.zeros(self.parts.model.abstract()["nodes"]["rows"].shape, np.float32)
             table[self.parts.knowledge.row_numbers] = own
-            out["nodes"] = {"rows": table}
+            put(out, "nodes/rows", table)
         if self.relations is not None:
             graph = self.parts.config.graph
             for path, struct in flat(self.parts.model.abstract()).items():

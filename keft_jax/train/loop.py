@@ -28,6 +28,7 @@ from keft_jax.train.optim import make_optimizer
 from keft_jax.train.parts import Parts
 from keft_jax.train.ranking import Ranker
 from keft_jax.train.rows import at, without
+from keft_jax.train.start import complete
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
@@ -118,7 +119,7 @@ class Trainer(Generic[P]):
     def fresh(self, seed: int, data: Any = None) -> State:
         """The state before training on `data` (None: what the config's row is given)."""
         state = self.init(jax.random.key(seed))
-        start = self.given.start(*self._row_of(data))
+        start = complete(self.given.start(*self._row_of(data)), state.model_params)
         tables = {
             path: table.replace(value=overlay({path: table.value}, {path: at(start, path)})[path])
             for path, table in state.tables.items()

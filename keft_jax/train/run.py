@@ -51,6 +51,7 @@ from keft_jax.train.parts import (
     load_run_config,
 )
 from keft_jax.train.ranking import by_relation
+from keft_jax.train.start import take_over
 from keft_jax.train.state import State
 from keft_jax.train.triple_parts import TripleParts, load_triples, vectors_of
 from keft_jax.train.vectors import is_run, resolve
@@ -239,8 +240,8 @@ def _abstract_params(parts: AnyParts, mesh: Mesh) -> Any:
 
 
 def load_given(parts: AnyParts) -> Given:
-    """What the config names beside the data: the teachers, and the vectors that rows of entities
-    and relations start as. Raises KeftError."""
+    """What the config names beside the data: the teachers, the vectors that rows of entities and
+    relations start as, and the run that all starts from. Raises KeftError."""
 
     def guide(path: str) -> tuple[KgeConfig, Any, Embeddings]:
         run, params = load_triple_run(path, make_mesh(parts.config.mesh))
@@ -248,7 +249,9 @@ def load_given(parts: AnyParts) -> Given:
 
     if isinstance(parts, TripleParts):
         return make_triple_given(parts, load_vectors)
-    return make_given(parts, load_teacher(parts), load_vectors, guide)
+    given = make_given(parts, load_teacher(parts), load_vectors, guide)
+    start = parts.config.optim.start
+    return take_over(given, *load_run(start, make_mesh(MeshConfig(data=1)))) if start else given
 
 
 def load_vectors(path: str | os.PathLike[str]) -> Embeddings:
