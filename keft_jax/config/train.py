@@ -177,7 +177,7 @@ class ObjectiveConfig:
             "at least one loss term needs a weight above 0",
         )
         names = [schedule.of for schedule in self.schedules]
-        twice = [name for name in names if names.count(name) > 1]
+        twice = sorted({name for name in names if names.count(name) > 1})
         check(not twice, "objective.schedules.of", twice, "one schedule for each")
 
 

@@ -272,10 +272,10 @@ class FusedModel(nnx.Module):
         self.mentions = MentionHead(config) if taught else None
         self.jointly = taught and not objective.kg_teacher.embeddings
         self.temperature = objective.kg_teacher.temperature
-        self.to_teacher: Any = None
-        if objective.distill.hidden and objective.distill.width not in (0, config.encoder.width):
-            own, its = config.encoder.width, objective.distill.width
-            self.to_teacher = Linear(("embed", own), ("kv", its), kernel=glorot(own, its))
+        own, its = config.encoder.width, objective.distill.width
+        projects = objective.distill.hidden > 0 and its not in (0, own)
+        kernel = glorot(own, its)
+        self.to_teacher = Linear(("embed", own), ("kv", its), kernel=kernel) if projects else None
         self.term = TERMS[config.task.kind]
         self.head = HEADS[self.term](config, sizes)
         self.mlm = HEADS["mlm"](config, sizes) if config.objective.mlm.weight else None
