@@ -53,7 +53,7 @@ class GainRun:
         self.config = config = self.parts.config  # with the sizes of a pre-trained encoder
         for name, test in splits.tests.items():
             refuse_selection_on_test(config.data.select, splits.select, name, test)
-        self.train = self.parts.dataset(splits.train)
+        self.train = self.parts.training(splits)
         self.select = self.parts.dataset(splits.select)
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
         self.given = load_given(self.parts)
