@@ -8,24 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from keft_jax.config import KeftError, MeshConfig
-from keft_jax.data.batch import Batch, Names
 from keft_jax.data.features import Dataset, with_row
-from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example, examples_from, read_examples
 from keft_jax.export import is_export, load_export
 from keft_jax.kg.store import KG
 from keft_jax.link import LinkPredictor, load_links
 from keft_jax.sharding import make_mesh
-from keft_jax.train.evaluator import Evaluator, refuse_not_finite
+from keft_jax.tasks.task import MOST
+from keft_jax.train.evaluator import Evaluator, Step
 from keft_jax.train.parts import Parts, load_run_config
 from keft_jax.train.run import load_run
 
 TOP = 5  # answers that a prediction lists
-MOST = 100  # answers that its set can hold
 ONE = MeshConfig(data=1)  # a handful of texts needs one device
 
 
@@ -40,26 +35,19 @@ class Predictor:
         config = dataclasses.replace(parts.config, mesh=ONE)
         self._own = dataclasses.replace(parts, config=config)
         self._params = params
-        self._ready: dict[str, tuple[Evaluator, Any]] = {}
+        self._ready: dict[str, tuple[Evaluator, Step]] = {}
 
     @property
     def kg(self) -> KG:
         """The graph that the run was trained with."""
         return self._own.knowledge.kg
 
-    def _on(self, kg: KG | None) -> tuple[Evaluator, Any]:
-        """The compiled functions for a graph."""
+    def _on(self, kg: KG | None) -> tuple[Evaluator, Step]:
+        """The compiled functions for a graph: of evaluation and of prediction."""
         key = "" if kg is None else kg.hash
         if key not in self._ready:
             evaluator = Evaluator(self._own if kg is None else self._own.with_kg(kg))
-            # Behind the entities stand spare rows, which are never an answer.
-            model, most = evaluator.parts.model, min(MOST, len(evaluator.parts.task.choices))
-
-            def top(params: Any, batch: Batch, names: Names) -> tuple[jax.Array, jax.Array]:
-                logits = model.apply(params, batch, names).logits
-                return jax.lax.top_k(jax.nn.softmax(logits), most)
-
-            self._ready[key] = evaluator, jax.jit(top)
+            self._ready[key] = evaluator, evaluator.compile(evaluator.parts.task.guess)
         return self._ready[key]
 
     def predict(
@@ -71,9 +59,11 @@ class Predictor:
     ) -> list[dict[str, Any]]:
         """One record for each text (or dict with the fields of the run's data config):
 
-        {"text", "answer", "probability", "answers": `top` [name, probability], best first,
-        "set": the names that together are the answer (100 at most),
-        "mentions": [[start, end, entity], ...]}
+        {"text", what the task answers, "mentions": [[start, end, entity], ...]}
+
+        Most answer with {"answer", "probability", "answers": `top` [name, probability], best first,
+        "set": the names that together are the answer (100 at most)}; docs/tasks.md has them all.
+        Places are in characters of the text as it was given; mentions in choices are not listed.
 
         Raises KeftError for a text that cannot be read and for a graph with unknown relations,
         NotFiniteError where the model's outputs are no numbers.
@@ -89,51 +79,15 @@ class Predictor:
         )
         if not examples:
             return []
-        if not self._own.task.choices:
-            raise KeftError(
-                f"task.kind = {self._own.config.task.kind!r}: has no answers to give; `keft "
-                "evaluate` scores it, `keft export` writes a folder that transformers loads"
+        evaluator, guess = self._on(kg)
+        dataset, task = self._dataset(evaluator.parts, examples), evaluator.parts.task
+        answers = task.answers(evaluator.rows(guess, self._params, dataset), dataset, top)
+        return [
+            {"text": example.text, **answer, "mentions": mentions}
+            for example, answer, mentions in zip(
+                examples, answers, mentions_of(dataset), strict=True
             )
-        evaluator, best_of = self._on(kg)
-        dataset, parts = self._dataset(evaluator.parts, examples), evaluator.parts
-        out: list[dict[str, Any]] = [{} for _ in examples]
-        config = parts.config
-        for length, numbers in eval_batches(dataset.lengths, evaluator.batch, config.data.buckets):
-            batch = evaluator.put(dataset.batch(length, numbers))
-            best = best_of(self._params, batch, evaluator.names)
-            values, ids = (np.asarray(x)[numbers >= 0] for x in best)
-            real = [int(number) for number in numbers if number >= 0]
-            refuse_not_finite(values, [dataset.examples[number] for number in real])
-            for row, number in enumerate(real):
-                answers = [
-                    (parts.task.choices[int(i)], float(p))
-                    for i, p in zip(ids[row], values[row], strict=True)
-                ]
-                out[number] = self._record(dataset, number, answers, parts, top)
-        return out
-
-    def _record(
-        self,
-        dataset: Dataset,
-        number: int,
-        answers: list[tuple[str, float]],
-        parts: Parts,
-        top: int,
-    ) -> dict[str, Any]:
-        example, best = dataset.examples[number], answers[0]
-        names = parts.knowledge.kg.names
-        mentions = [
-            [m.start, m.end, names[e]] for m in dataset.mentions[number] for e in m.entities
         ]
-        share = parts.config.task.set_threshold if parts.config.task.kind == "kgqa" else 1.0
-        return {
-            "text": example.text,
-            "answer": best[0],
-            "probability": round(best[1], 6),
-            "answers": [[name, round(p, 6)] for name, p in answers[:top]],
-            "set": [name for name, p in answers if p >= share * best[1]],
-            "mentions": mentions,
-        }
 
     def _dataset(self, parts: Parts, examples: Sequence[Example]) -> Dataset:
         row, seed = parts.config.knowledge.row, parts.config.seed
@@ -153,6 +107,20 @@ class Predictor:
     def read(self, path: str | os.PathLike[str]) -> list[Example]:
         """Texts to predict; labels need not be there."""
         return read_examples(str(path), self._own.config.data)
+
+
+def mentions_of(dataset: Dataset) -> list[list[list[Any]]]:
+    """[start, end, entity] of each example's mentions, in its own text."""
+    names = dataset.knowledge.kg.names
+    found: list[dict[tuple[int, int, str], None]] = [{} for _ in dataset.examples]
+    of_texts = zip(dataset.texts, dataset.text_owner, dataset.mentions, strict=True)
+    for text, owner, mentions in of_texts:
+        for mention in mentions:
+            start, last = text.origin(mention.start), text.origin(mention.end - 1)
+            if start is not None and last is not None:
+                for entity in mention.entities:
+                    found[owner][start, last + 1, names[entity]] = None
+    return [[list(mention) for mention in mentions] for mentions in found]
 
 
 def load(run: str | os.PathLike[str]) -> Predictor | LinkPredictor:

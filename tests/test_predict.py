@@ -158,7 +158,9 @@ def test_classification(tmp_path, capsys):
     tiny.write_files(tmp_path)
     config = tiny.classification(tmp_path)
     summary = train(config, tmp_path / "run", quiet=True)
-    assert set(summary["scores"]["test"]) == {"accuracy", "precision", "recall", "f1"}
+    assert set(summary["scores"]["test"]) == {
+        *("accuracy", "precision", "recall", "f1", "matthews"),
+    }
     (record,) = keft_jax.load(tmp_path / "run").predict(["where does person3 live ?"])
     assert {name for name, _ in record["answers"]} == {"even", "odd"}
     odd = tmp_path / "odd.jsonl"

@@ -48,6 +48,34 @@ class AnchorTarget:
 
 
 @flax.struct.dataclass
+class TagTarget:
+    """Tags at the first token of each word."""
+
+    label: Array  # i32[b, t]; t the longest text, of which a batch may hold less
+    weight: Array  # f32[b, t]
+    word: Array  # i32[b, t]: which word of the text begins there; -1: none
+
+
+@flax.struct.dataclass
+class SpanTarget:
+    """The part of a text that answers a question; token 0, [CLS], where none does."""
+
+    offsets: Array  # i32[b, t, 2]: characters of each token that may be in an answer; else (0, 0)
+    start: Array  # i32[b]
+    end: Array  # i32[b]: its last token
+    weight: Array  # f32[b]
+
+
+@flax.struct.dataclass
+class ChoiceTarget:
+    """Choices of a question, which lie side by side; label and weight are their question's."""
+
+    there: Array  # bool[b]: whether the row has a choice
+    label: Array  # i32[b]: number of the right one among them
+    weight: Array  # f32[b]
+
+
+@flax.struct.dataclass
 class TextTarget:
     """Texts that are their own target: what is predicted of them is chosen inside the step."""
 

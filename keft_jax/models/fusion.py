@@ -226,6 +226,9 @@ TERMS = {
     "mlm": "mlm",
     "relation": "relation",
     "typing": "types",
+    "tagging": "tags",
+    "span": "span",
+    "choice": "choice",
 }
 """The target of each kind of task, and so its head."""
 

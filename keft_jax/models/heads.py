@@ -36,6 +36,46 @@ class ClassifyHead(nnx.Module):
         return self.out(dropout(pooled, self.rate, key)), None, []
 
 
+class TagHead(nnx.Module):
+    """A linear layer on every token: f32[b, l, c]."""
+
+    def __init__(self, config: Config, sizes: Any):
+        self.out = Linear(("mlp", config.encoder.width), ("label", sizes.labels))
+        self.rate = config.encoder.dropout
+
+    def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
+        return self.out(dropout(x_bld.astype(jnp.float32), self.rate, key)), None, []
+
+
+class SpanHead(nnx.Module):
+    """A linear layer on every token, for beginnings and for ends of an answer: f32[b, 2, l], among
+    [CLS] and the tokens that may be in one."""
+
+    def __init__(self, config: Config, sizes: Any):
+        self.out = Linear(("mlp", config.encoder.width), ("one", 2))
+
+    def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
+        logits_b2l = self.out(x_bld.astype(jnp.float32)).swapaxes(1, 2)
+        length = x_bld.shape[1]
+        offsets = batch.targets["span"].offsets[:, :length]
+        open_bl = (offsets[..., 1] > offsets[..., 0]) | (jnp.arange(length) == 0)
+        return jnp.where(open_bl[:, None], logits_b2l, -1e9), None, []
+
+
+class ChoiceHead(ClassifyHead):
+    """One score a row, those of a question's choices side by side: f32[b / k, k]; -1e9 where a
+    question has fewer."""
+
+    def __init__(self, config: Config, sizes: Any):
+        super().__init__(config, sizes.replace(labels=1))
+        self.count = sizes.labels
+
+    def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
+        score_b1, *rest = super().__call__(x_bld, nodes_bnw, edges, batch, names, word_vd, key)
+        logits = jnp.where(batch.targets["choice"].there, score_b1[:, 0], -1e9)
+        return logits.reshape(-1, self.count), *rest
+
+
 class AnchorHead(nnx.Module):
     """The states at the marks before mentions, end to end, then a linear layer; beside it one on
     the nodes of these mentions, which is nothing at first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ import numpy as np
 
 from keft_jax.config import KeftError
 from keft_jax.data.batch import AnchorTarget, Batch
+from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.corpus import Corpus, count_labels, count_sets, count_shares
-from keft_jax.tasks.task import AsGiven
+from keft_jax.tasks.task import MOST, AsGiven, Rows, ranked
 
 MARKS = ("@", "#")
 
@@ -46,9 +48,10 @@ def mark(example: Example, count: int) -> Example:
     for i in range(count):
         start, end, _ = example.spans[i]
         put += [(start, 1, f"{MARKS[i]} "), (end, 0, f" {MARKS[i]}")]
-    text, at = "", 0
+    text, at, pieces = "", 0, [(0, 0)]
     for place, _, piece in sorted(put):
         text, at = text + example.text[at:place] + piece, place
+        pieces.append((len(text), place))
     text += example.text[at:]
 
     def moved(place: int, is_end: bool) -> int:
@@ -58,7 +61,7 @@ def mark(example: Example, count: int) -> Example:
         return place + sum(size for size, b in zip(sizes, before, strict=True) if b)
 
     spans = tuple((moved(s, False), moved(e, True), name) for s, e, name in example.spans)
-    return dataclasses.replace(example, text=text, spans=spans)
+    return dataclasses.replace(example, text=text, spans=spans, pieces=tuple(pieces))
 
 
 def anchor_positions(rows: Sequence[Example], tokens: Tokens, count: int) -> np.ndarray:
@@ -151,6 +154,20 @@ class EntityTyping(Anchored, AsGiven):
         """For each type, whether it holds."""
         del batch
         return jnp.stack([logits, jnp.zeros_like(logits)], -1), jnp.ones(logits.shape)
+
+    def guess(self, logits: jax.Array, target: AnchorTarget) -> dict[str, jax.Array]:
+        best = jax.lax.top_k(jax.nn.sigmoid(logits), min(MOST, len(self.choices)))
+        return dict(zip(("p", "id"), best, strict=True))
+
+    def answers(self, rows: Rows, dataset: Dataset, top: int) -> list[dict[str, Any]]:
+        """As `AsGiven`, with all types that hold in "answers" and "set", however many."""
+        out = []
+        for ids, values in zip(rows["id"], rows["p"], strict=True):
+            pairs = [(self.choices[int(i)], float(p)) for i, p in zip(ids, values, strict=True)]
+            held = [(name, p) for name, p in pairs if p > 0.5]
+            record = ranked(pairs, [name for name, _ in held])
+            out.append(record | {"answers": record["answers"][: len(held)]})
+        return out
 
     def score(self, logits_bc: jax.Array, target: AnchorTarget) -> dict[str, jax.Array]:
         said, gold = logits_bc > 0, target.label > 0

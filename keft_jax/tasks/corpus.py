@@ -44,6 +44,15 @@ def count_sets(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack([np.asarray(rows[k]) for k in ("hit", "said", "gold")], 1).astype(np.float32)
 
 
+def count_of(*names: str) -> Counts:
+    """Values as they are: f32[n, k]."""
+
+    def count(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.stack([np.asarray(rows[name]) for name in names], 1).astype(np.float32)
+
+    return count
+
+
 def count_shares(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """Of sets as in `count_sets`: precision and whether anything was answered, recall and one,
     f32[n, 4]."""
@@ -95,6 +104,7 @@ SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "macro_f1": _over_labels(lambda right, said, gold: _ratio(2 * right, said + gold)),
     "matthews": matthews,
     "micro_f1": micro_f1,
+    "share": lambda sums: _ratio(sums[..., 0], sums[..., 1]),
     "loose_macro_f1": loose_macro_f1,
 }
 """f64[..., k], sums over examples -> [...]. All lie in [-1, 1]; a division by zero is zero."""

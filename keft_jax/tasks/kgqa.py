@@ -25,7 +25,7 @@ class KGQA(AsGiven):
 
     def __init__(self, kg: KG, set_threshold: float):
         self.choices: Sequence[str] = kg.names
-        self._kg, self._share = kg, set_threshold
+        self._kg, self.set_threshold = kg, set_threshold
 
     def targets(self, rows: Sequence[Example], tokens: Tokens) -> AnswerTarget:
         """As wide as the most answers of one question, rounded up to a power of two, so that
@@ -64,7 +64,7 @@ class KGQA(AsGiven):
         alike = (own == best).sum(1)  # right answers that share the best score
         some = right.any(1)
         top = logits_bc.max(1, keepdims=True)
-        chosen = logits_bc >= top + jnp.log(self._share)
+        chosen = logits_bc >= top + jnp.log(self.set_threshold)
         hit = (chosen & ~wrong).sum(1)
         precision = hit / chosen.sum(1)
         recall = hit / jnp.maximum(target.total, 1)

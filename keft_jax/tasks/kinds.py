@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import tokenizers
 
 from keft_jax.config import Config, KeftError
+from keft_jax.data.annotations import LETTERS
 from keft_jax.data.source import Example
 from keft_jax.kg.store import KG
 from keft_jax.tasks.anchors import EntityTyping, RelationClassification
+from keft_jax.tasks.choice import Choice
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.tasks.mlm import MaskedLM
+from keft_jax.tasks.span import SpanAnswering
+from keft_jax.tasks.tagging import Tagging
 from keft_jax.tasks.task import Task
 
 MAX_ENTITIES = 200_000  # that an answer task scores at every step
@@ -38,6 +42,11 @@ def _kgqa(made: Made) -> Task:
     return KGQA(made.kg, made.config.task.set_threshold)
 
 
+def _span(made: Made) -> Task:
+    config = made.config
+    return SpanAnswering(made.tokenizer, config.data.buckets[-1], config.task)
+
+
 def _label(example: Example) -> Iterable[str]:
     return () if example.label is None else (example.label,)
 
@@ -58,6 +67,15 @@ KINDS: dict[str, Kind] = {
     "classification": Kind(lambda made: Classification(made.labels), ("label",), _label, True),
     "relation": Kind(lambda made: RelationClassification(made.labels), ("label",), _label, True),
     "typing": Kind(lambda made: EntityTyping(made.labels), ("answers",), lambda e: e.answers),
+    "tagging": Kind(
+        lambda made: Tagging(made.labels, made.config.data.buckets[-1]),
+        ("tags",),
+        lambda e: (tag for *_, tag in e.tags),
+    ),
+    "span": Kind(_span, ("pair", "answer_spans")),
+    "choice": Kind(
+        lambda made: Choice(made.labels), ("choices", "label"), lambda e: LETTERS[: len(e.choices)]
+    ),
     "mlm": Kind(lambda made: MaskedLM.of(made.config, made.tokenizer, made.kg.n_entities)),
 }
 

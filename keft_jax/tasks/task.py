@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from keft_jax.config import KeftError
 from keft_jax.data.batch import Batch
+from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens
 from keft_jax.tasks.corpus import Corpus
 
 Rows = Mapping[str, np.ndarray]  # one value for each example
+MOST = 100  # answers that a prediction can list
 
 
 class Task(Protocol):
@@ -51,10 +54,21 @@ class Task(Protocol):
         in its unit's loss)."""
 
     def score(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
-        """Metrics of each unit f32[b], and `choice` i32[b]: the model's one answer."""
+        """Of each unit what `merge` needs. Inside the step, in evaluation."""
 
-    def merge(self, rows: Rows, owner: np.ndarray) -> Rows:
-        """From values of units to those of examples. owner: i32[units], the example of each."""
+    def merge(self, rows: Rows, dataset: Dataset) -> Rows:
+        """From values of a data set's units to those of its examples: `metrics` f32[n], what
+        `corpus` counts, and `choice`, the model's one answer."""
+
+    def said(self, rows: Rows) -> list[str]:
+        """That answer of each example, to show."""
+
+    def guess(self, logits_bc: jax.Array, target: Any) -> dict[str, jax.Array]:
+        """Of each unit what `answers` needs. Inside the step, in prediction: nothing is known of
+        the right answers."""
+
+    def answers(self, rows: Rows, dataset: Dataset, top: int) -> list[dict[str, Any]]:
+        """A record for each example; of ranked answers `top`."""
 
     def summarise(self, rows: Rows) -> dict[str, float]:
         """Scores of a whole split from its per-example rows, for reports."""
@@ -64,8 +78,10 @@ class OneRow:
     """Tasks of which an example is one row."""
 
     each = 1
+    term: str
     metrics: tuple[str, ...]
     corpus: Mapping[str, Corpus] = {}
+    choices: Sequence[str]
 
     def rows(self, examples: Sequence[Example]) -> tuple[list[Example], np.ndarray]:
         return list(examples), np.arange(len(examples), dtype=np.int32)
@@ -75,9 +91,21 @@ class OneRow:
         del batch
         return logits, jnp.ones(logits.shape[:1])
 
-    def merge(self, rows: Rows, owner: np.ndarray) -> Rows:
-        del owner
+    def merge(self, rows: Rows, dataset: Dataset) -> Rows:
+        del dataset
         return rows
+
+    def said(self, rows: Rows) -> list[str]:
+        return [self.choices[int(i)] for i in rows["choice"]]
+
+    def guess(self, logits: jax.Array, target: Any) -> dict[str, jax.Array]:
+        raise KeftError(
+            f"task.kind = {self.term!r}: has no answers to give; `keft evaluate` scores it, `keft "
+            "export` writes a folder that transformers loads"
+        )
+
+    def answers(self, rows: Rows, dataset: Dataset, top: int) -> list[dict[str, Any]]:
+        raise NotImplementedError
 
     def summarise(self, rows: Rows) -> dict[str, float]:
         means = {name: float(np.mean(rows[name])) for name in self.metrics}
@@ -85,9 +113,10 @@ class OneRow:
 
 
 class AsGiven(OneRow):
-    """And that show the model the batch as it is."""
+    """And that show the model the batch as it is, and answer with one of their choices."""
 
-    term: str
+    set_threshold = 1.0
+    """Share of the best answer's probability that others in the set with it have."""
 
     def prepare(self, batch: Batch, key: jax.Array | None, frozen: Mapping[str, Any]) -> Batch:
         del key, frozen
@@ -95,3 +124,26 @@ class AsGiven(OneRow):
 
     def total(self, batch: Batch) -> jax.Array:
         return batch.targets[self.term].weight.sum()
+
+    def guess(self, logits: jax.Array, target: Any) -> dict[str, jax.Array]:
+        del target
+        # Behind the entities of a graph stand spare rows, which are never an answer.
+        best = jax.lax.top_k(jax.nn.softmax(logits), min(MOST, len(self.choices)))
+        return dict(zip(("p", "id"), best, strict=True))
+
+    def answers(self, rows: Rows, dataset: Dataset, top: int) -> list[dict[str, Any]]:
+        """ "answer", "probability", "answers": `top` [name, probability], best first, "set": the
+        names that together are the answer."""
+        out = []
+        for ids, values in zip(rows["id"], rows["p"], strict=True):
+            pairs = [(self.choices[int(i)], float(p)) for i, p in zip(ids, values, strict=True)]
+            least = self.set_threshold * pairs[0][1]
+            out.append(ranked(pairs[:top], [name for name, p in pairs if p >= least]))
+        return out
+
+
+def ranked(pairs: Sequence[tuple[str, float]], chosen: Sequence[str]) -> dict[str, Any]:
+    """A record of answers with their probabilities, best first."""
+    listed = [[name, round(p, 6)] for name, p in pairs]
+    best = dict(zip(("answer", "probability"), listed[0], strict=True))
+    return {**best, "answers": listed, "set": list(chosen)}

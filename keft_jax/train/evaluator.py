@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,9 @@ from keft_jax.data.source import Example
 from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.parts import Parts
 from keft_jax.train.step import compile_eval_step, make_eval_step
+
+Read = Callable[[Any, Any], dict[str, jax.Array]]
+Step = Callable[[Any, Any, Batch], dict[str, jax.Array]]
 
 
 class NotFiniteError(KeftError):
@@ -33,19 +36,27 @@ class Evaluator:
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.batch = round_up(config.eval.batch, ways)
         self.names = parts.frozen(self.mesh)["names"]
-        self._eval_step = compile_eval_step(make_eval_step(parts.model, parts.task), self.mesh)
+        self._score = self.compile(parts.task.score)
+
+    def compile(self, read: Read) -> Step:
+        """The step that makes `read(logits, target)` of a batch."""
+        return compile_eval_step(make_eval_step(self.parts.model, self.parts.task, read), self.mesh)
 
     def put(self, batch: Batch) -> Batch:
         """To the devices, cut along the batch."""
         return jax.device_put(batch, batch_sharding(self.mesh))
 
     def evaluate(self, params: Any, dataset: Dataset) -> dict[str, np.ndarray]:
-        """Per-example rows of a split, in its order. Raises NotFiniteError where the model's
-        outputs are no numbers: a metric would count them as merely wrong."""
+        """Per-example rows of a split, in its order. Raises NotFiniteError."""
+        return dict(self.parts.task.merge(self.rows(self._score, params, dataset), dataset))
+
+    def rows(self, step: Step, params: Any, dataset: Dataset) -> dict[str, np.ndarray]:
+        """What a compiled step makes of each unit of a split, in its order. Raises NotFiniteError
+        where the model's outputs are no numbers: a metric would count them as merely wrong."""
         buckets, frozen = self.parts.config.data.buckets, {"names": self.names}
         out = []
         for length, indices in eval_batches(dataset.lengths, self.batch, buckets):
-            out.append(self._eval_step(params, frozen, self.put(dataset.batch(length, indices))))
+            out.append(step(params, frozen, self.put(dataset.batch(length, indices))))
         rows = [jax.device_get(r) for r in out]
         order = np.concatenate([r["example"] for r in rows])
         merged = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
@@ -53,7 +64,7 @@ class Evaluator:
         merged = {name: value[place[: len(dataset.owner)]] for name, value in merged.items()}
         owners = [dataset.source(unit) for unit in range(len(dataset.owner))]
         refuse_not_finite(merged["probability"], owners)
-        return dict(self.parts.task.merge(merged, dataset.owner))
+        return merged
 
 
 def refuse_not_finite(probability: np.ndarray, examples: Sequence[Example]) -> None:

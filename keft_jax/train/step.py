@@ -146,15 +146,16 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Model, task: Task
+    model: Model, task: Task, read: Callable[[Any, Any], dict[str, jax.Array]] | None = None
 ) -> Callable[[Any, Frozen, Batch], dict[str, jax.Array]]:
-    """Rows with an `example` id; padding has id -1 and is for the caller to drop."""
+    """Rows with an `example` id; padding has id -1 and is for the caller to drop. read: what is
+    made of logits and target; None: the task's score."""
 
     def eval_step(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
         batch = task.prepare(batch, None, frozen)
         output = model.apply(params, batch, frozen["names"], head=task.term)
         target = batch.targets[task.term]
-        rows = task.score(output.logits, target)
+        rows = (read or task.score)(output.logits, target)
         batch = dataclasses.replace(batch, example=batch.example[:: task.each])
         probability = jax.nn.softmax(output.logits).max(-1)
         # [b] or [b, t] predictions, of one row or of several
