@@ -28,7 +28,8 @@ def dry_run(config: Config) -> dict[str, Any]:
     parts, splits = build_any(config)
     config = parts.config
     given = load_given(parts)
-    train = parts.given(parts.training(splits))
+    examples: Any = parts.training(splits)
+    train = parts.given(examples)
     select = parts.ready(splits.select) if len(splits.select) else None
     trainer: Trainer[Any] = Trainer(parts, given)
     length, indices = make_plan(config, train, config.seed).batch(0)

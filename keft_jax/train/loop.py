@@ -193,7 +193,7 @@ def fit(
     best_params, interrupted, begin = None, False, time.perf_counter()
     first, mark = int(state.step), (int(state.step), begin)
 
-    def judged() -> Any:
+    def judged(state: State) -> Any:
         return state.ema if config.eval.ema else state.model_params
 
     def settle(early: bool = False) -> None:
@@ -238,7 +238,7 @@ def fit(
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
             try:
-                rows = trainer.evaluate(judged(), select)
+                rows = trainer.evaluate(judged(state), select)
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"step {done}: {error}. Checkpoints stay as they were"
@@ -251,9 +251,9 @@ def fit(
             if progress.best is None or value > progress.best:
                 progress.best, progress.best_step, progress.stale = value, done, 0
                 if hooks.save_best is not None:
-                    hooks.save_best(done, judged())
+                    hooks.save_best(done, judged(state))
                 else:
-                    best_params = jax.tree.map(lambda x: x.copy(), judged())
+                    best_params = jax.tree.map(lambda x: x.copy(), judged(state))
             else:
                 progress.stale += 1
             mark = (done, time.perf_counter())
@@ -265,7 +265,7 @@ def fit(
             break
     settle(early=True)
     if select is None:
-        best_params = judged()
+        best_params = judged(state)
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
 
 

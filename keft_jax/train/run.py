@@ -77,7 +77,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         return summary
     parts, splits = build_any(config)
     given = load_given(parts)
-    train_set = parts.given(parts.training(splits))
+    examples: Any = parts.training(splits)
+    train_set = parts.given(examples)
     select = parts.ready(splits.select) if len(splits.select) else None
     tests: dict[str, Any] = {}
     for name, test in splits.tests.items():
