@@ -232,7 +232,7 @@ class GainRun:
         for name, dataset in zip(self.tests, tests, strict=True):
             rows = trainer.evaluate(chosen.best_params, dataset)
             metrics[name] = keep_values(task, rows, self.metric)
-            choice[name] = [task.choices[int(i)] for i in rows["choice"]] if task.choices else []
+            choice[name] = task.said(rows)
         info = {
             "steps": int(chosen.state.step),
             "best_step": chosen.progress.best_step,
