@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,10 +87,25 @@ def _folded(text: str) -> str:
 
 
 def split_name(path: str) -> str:
-    """`folder/valid.jsonl.gz` and `tfds:NAME:valid` are called `valid`."""
+    """`folder/valid.jsonl.gz` and `tfds:NAME:valid` are called `valid`, `films=folder/valid.jsonl`
+    is called `films`."""
+    if named := _named(path):
+        return named[0]
     if path.startswith("tfds:"):
         return path.rpartition(":")[2]
     return Path(path).name.partition(".")[0]
+
+
+def split_path(path: str) -> str:
+    """The file of an entry of data.test."""
+    named = _named(path)
+    return named[1] if named else path
+
+
+def _named(path: str) -> tuple[str, str] | None:
+    """`films=FILE` -> (films, FILE). A file whose own name has an = is no such entry."""
+    found = re.fullmatch(r"([\w-]+)=(.+)", path)
+    return (found[1], found[2]) if found and not Path(path).exists() else None
 
 
 def split_names(paths: Sequence[str]) -> dict[str, str]:
@@ -98,6 +114,9 @@ def split_names(paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         name = split_name(path)
         if name in out:
-            raise KeftError(f"data.test: {out[name]} and {path} have one name; rename one")
-        out[name] = path
+            raise KeftError(
+                f"data.test: {out[name]} and {path} have one name; rename one, as in "
+                "other=FILE"
+            )
+        out[name] = split_path(path)
     return out
