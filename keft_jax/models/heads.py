@@ -204,5 +204,8 @@ HEADS = {
     "mlm": MaskedLMHead,
     "relation": pooled_head,
     "types": pooled_head,
+    "tags": TagHead,
+    "span": SpanHead,
+    "choice": ChoiceHead,
 }
 """By the name of a task's target."""
