@@ -93,6 +93,8 @@ class DataConfig:
         "squad",
         "wikigold",
         "cola",
+        "wikialigned",
+        "wikitext",
     ] = ""
     """Makes the files below where they are missing: the data set and its graph, from the raw files
     in `source` (docs/data-sets.md); quickstart, questions about a gazetteer, needs none."""
@@ -110,7 +112,8 @@ class DataConfig:
     select: str = ""
     """Examples that choose the checkpoint and the hyper-parameters; never reported as a result."""
     test: tuple[str, ...] = ()
-    """Reported splits, each named by its file; scored only after everything is chosen."""
+    """Reported splits, each named by its file, or as in `films=FILE`; scored only after everything
+    is chosen. The first one is what a gain table judges."""
     select_share: float = 0.0
     """Where `select` is empty: the share of the training examples set aside for it, by whole
     clusters (without the field `cluster`: texts equal but for case and spaces together)."""
@@ -199,7 +202,8 @@ class DataConfig:
         )
         check(
             not self.select
-            or Path(self.select).resolve() not in [Path(test).resolve() for test in self.test],
+            or Path(self.select).resolve()
+            not in [Path(test.rpartition("=")[2]).resolve() for test in self.test],
             "data.select",
             self.select,
             "is one of data.test; choose on examples of their own",

@@ -37,5 +37,7 @@ GENERATORS: dict[str, Generator] = {
     "squad": _of("squad"),
     "wikigold": _of("wikigold"),
     "cola": _of("cola"),
+    "wikialigned": _of("wikialigned"),
+    "wikitext": _of("wikitext"),
 }
 """data.generator -> what makes the files of a data set."""
