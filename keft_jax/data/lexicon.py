@@ -117,6 +117,18 @@ def make_triples(lexicons: Sequence[Lexicon]) -> list[Triple]:
     return triples
 
 
+def make_attributes(lexicons: Sequence[Lexicon]) -> list[tuple[str, str, float]]:
+    """The same as numbers, -1 to 1: the mean of the lexicons that list a word, and the value in
+    each that grades."""
+    rows: list[tuple[str, str, float]] = []
+    for word in sorted({word for lexicon in lexicons for word in lexicon.values}):
+        listed = [lexicon for lexicon in lexicons if word in lexicon.values]
+        mean = sum(lexicon.values[word] for lexicon in listed) / len(listed)
+        rows.append((word, "polarity", mean))
+        rows += [(word, f"{x.name} valence", x.values[word]) for x in listed if x.graded]
+    return rows
+
+
 def describe(value: float) -> str:
     """-1..1 -> "very negative" to "very positive"; 0 -> "neutral word"."""
     if value == 0:

@@ -1,6 +1,7 @@
 """SST-2 (Socher et al. 2013) with a graph of sentiment lexicons, from the raw files.
 
 kg.tsv           what the lexicons say of their words; no sentence is read for it
+attributes.tsv   the same as numbers, for knowledge.attributes
 test.jsonl       the dev part and 4,000 training sentences that are held out for good
 select_N.jsonl   N sentences for choosing a checkpoint, each a part of the larger ones
 pool.jsonl       the other training sentences, to draw from; none stands in the files above
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keft_jax.config import KeftError
-from keft_jax.data.lexicon import make_triples, read_lexicons
+from keft_jax.data.lexicon import make_attributes, make_triples, read_lexicons
 from keft_jax.data.raw import (
     SPLIT_SEED,
     nested,
@@ -53,6 +54,8 @@ def generate(source: str, folder: Path) -> None:
     for size in SELECT_SIZES:
         write_jsonl(folder / f"select_{size}.jsonl", select[:size])
     lines = ["\t".join(triple) + "\n" for triple in make_triples(lexicons)]
+    numbers = [f"{word}\t{name}\t{value:g}\n" for word, name, value in make_attributes(lexicons)]
+    write_atomic(folder / "attributes.tsv", "".join(numbers))
     write_atomic(folder / "kg.tsv", "".join(lines))
     write_jsonl(folder / "pool.jsonl", pool)
 

@@ -10,10 +10,9 @@ as an entity.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,29 +93,32 @@ def read_attributes(path: str | Path, kg: KG) -> tuple[Attributes, Report]:
                 f"or date, and {len(some) - 1} more such; put these into the graph, as facts like "
                 f"{entity[:40]!r}, {attribute!r}, {text[:40]!r}"
             )
-    known = [row for row in rows if kg.find(row[0]) is not None]
+    known = {entity for entity, _, _ in rows if kg.find(entity) is not None}
     if not known:
         raise KeftError(
             f"{path}: none of its {len(rows)} rows is on an entity of the graph; names are "
             "case-sensitive"
         )
-    made = _gather(known)
-    return dataclasses.replace(made, unknown=len(rows) - len(known)), report
+    return _gather(rows, known), report
 
 
-def _gather(rows: Iterable[tuple[str, str, float]]) -> Attributes:
+def _gather(rows: Iterable[tuple[str, str, float]], known: Collection[str]) -> Attributes:
+    """The spread is that of the known entities; the others may come with another graph."""
     rows = sorted(rows, key=lambda row: row[0])  # stable: the last value of an entity counts
     names = tuple(sorted({attribute for _, attribute, _ in rows}))
     column = {name: i for i, name in enumerate(names)}
     values: dict[str, np.ndarray] = {}
     for entity, attribute, value in rows:
         values.setdefault(entity, np.full(len(names), np.nan))[column[attribute]] = value
-    table = np.stack(list(values.values()))
+    table = np.stack([row for entity, row in values.items() if entity in known])
+    table = np.where(np.isnan(table).all(0), 0.0, table)  # of unknown entities alone
     low, centre, high = np.nanquantile(table, [0.25, 0.5, 0.75], axis=0)
     spread = (high - low) / 1.349
     # Where half of all values are the same, the quartiles say nothing.
     spread = np.where(spread > 0, spread, np.nanstd(table, axis=0))
-    return Attributes(names, values, centre, np.where(spread > 0, spread, 1.0))
+    spread = np.where(spread > 0, spread, 1.0)
+    unknown = sum(entity not in known for entity, _, _ in rows)
+    return Attributes(names, values, centre, spread, unknown)
 
 
 def parse_value(text: str) -> float | None:

@@ -28,13 +28,15 @@ from keft_jax.data.features import (
 )
 from keft_jax.data.generators import GENERATORS
 from keft_jax.data.source import Example, read_examples
-from keft_jax.data.splits import Splits, read_splits
+from keft_jax.data.splits import Splits, read_splits, split_path
 from keft_jax.data.tfds import PREFIX
 from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
 from keft_jax.data.unlabelled import mix
 from keft_jax.files import write_atomic
+from keft_jax.kg.attributes import Attributes, read_attributes
 from keft_jax.kg.io import build_kg
 from keft_jax.kg.store import KG
+from keft_jax.kg.verbalise import phrase
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.pretrained import locate, read_vocab_size
@@ -46,11 +48,18 @@ from keft_jax.tasks.reasoning import Reasoning
 from keft_jax.tasks.task import Task
 from keft_jax.train.consistency import Consistency
 from keft_jax.train.triple_parts import TripleParts, build_triples
-from keft_jax.train.vectors import TEXTS, entity_vectors, read_texts, resolve, texts_of
+from keft_jax.train.vectors import (
+    TEXTS,
+    entity_attributes,
+    entity_vectors,
+    read_texts,
+    resolve,
+    texts_of,
+)
 
 logger = logging.getLogger(__name__)
 
-VECTORS = "vectors.npy"
+VECTORS, ATTRIBUTES = "vectors.npy", "attributes.tsv"
 
 
 @dataclass(frozen=True)
@@ -140,11 +149,9 @@ class Parts:
 
     def inputs(self) -> dict[str, str]:
         """Of what the run is made beside its examples, as hashes."""
-        vocabulary = self.knowledge.vocabulary.tokenizer.to_str()
-        return {
-            "knowledge.kg": self.kg_hash,
-            "vocabulary": digest(vocabulary),
-        }
+        vocabulary, own = self.knowledge.vocabulary.tokenizer.to_str(), self.knowledge.attributes
+        out = {"knowledge.kg": self.kg_hash, "vocabulary": digest(vocabulary)}
+        return out | ({"knowledge.attributes": digest("".join(own.lines()))} if own else {})
 
     def save(self, folder: Path) -> None:
         save_parts(self, folder)
@@ -156,7 +163,9 @@ class Parts:
         known = None if ours.vectors is None else (ours.kg, ours.vectors)
         vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer), known)
         starts = self._starts(kg) if config.knowledge.entities in TEXTS else None
-        knowledge = Knowledge(kg, ours.vocabulary, config.knowledge, vectors, starts)
+        knowledge = Knowledge(
+            kg, ours.vocabulary, config.knowledge, vectors, starts, ours.attributes
+        )
         task = KINDS[config.task.kind].make(Made(config, kg, tokenizer, self.labels))
         return Parts(self.config, knowledge, task, self.model, self.labels)
 
@@ -214,6 +223,7 @@ def assemble(
     vocabulary: Vocabulary,
     labels: tuple[str, ...],
     vectors: np.ndarray | None = None,
+    attributes: Attributes | None = None,
 ) -> Parts:
     sizes = Sizes(
         vocab=pad_vocab(vocabulary.tokenizer),
@@ -222,8 +232,9 @@ def assemble(
         relations=max(len(vocabulary.relations), 1),
         labels=max(len(labels), 1),
         entities=len(vocabulary.entities),
+        attributes=attributes.width if attributes else 0,
     )
-    knowledge = Knowledge(kg, vocabulary, config.knowledge, vectors)
+    knowledge = Knowledge(kg, vocabulary, config.knowledge, vectors, attributes=attributes)
     model = Model(FusedModel(config, sizes))
     task = KINDS[config.task.kind].make(Made(config, kg, vocabulary.tokenizer, labels))
     return Parts(config, knowledge, task, model, labels)
@@ -246,19 +257,25 @@ def build(config: Config) -> tuple[Parts, Splits]:
     generate(config)
     splits = read_splits(config.data, KINDS[config.task.kind].needs)
     examples, kg = splits.train, load_kg(config)
-    tokenizer = make_tokenizer(config, examples)
+    tokenizer = make_tokenizer(config, examples, kg)
     labels = config.task.labels or labels_of(config.task.kind, examples)
     vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
     vectors = entity_vectors(config, kg, tokenizer, pad_vocab(tokenizer))
-    return assemble(config, kg, vocabulary, labels, vectors), splits
+    attributes = entity_attributes(config, kg)
+    return assemble(config, kg, vocabulary, labels, vectors, attributes), splits
 
 
-def make_tokenizer(config: Config, examples: Sequence[Example]) -> tokenizers.Tokenizer:
-    """That of `data.vocab`, else of the pre-trained folder, else one trained on the examples."""
+def make_tokenizer(
+    config: Config, examples: Sequence[Example], kg: KG | None = None
+) -> tokenizers.Tokenizer:
+    """That of `data.vocab`, else of the pre-trained folder, else one trained on the examples, and
+    on the names of the graph where knowledge.text writes these too."""
     given, pretrained = config.data.vocab, config.encoder.pretrained
     if not (given or pretrained):
         texts = [text for e in examples for text in (e.text, e.pair) if text]
-        return train_wordpiece(texts, config.data.vocab_size)
+        written = kg is not None and config.knowledge.text != "none"
+        names = [*kg.names, *map(phrase, kg.relations)] if kg and written else []
+        return train_wordpiece(texts, config.data.vocab_size, names=names)
     tokenizer = load_tokenizer(given or locate(pretrained))
     if given and pretrained:
         _refuse_other_numbers(tokenizer, config)
@@ -293,7 +310,8 @@ def generate(config: Config) -> None:
     data = config.data
     if not data.generator or data.train.startswith(PREFIX):
         return
-    files = [data.train, data.select, *data.test, config.knowledge.kg]
+    files = [data.train, data.select, *map(split_path, data.test), config.knowledge.kg]
+    files.append(config.knowledge.attributes)
     made = [f for f in files if f and not f.startswith(PREFIX)]  # the rest is of `keft tfds`
     if not all(Path(f).exists() for f in made):
         GENERATORS[data.generator](data.source, Path(data.train).parent)
@@ -309,6 +327,8 @@ def save_parts(parts: Parts, folder: Path) -> None:
         content = io.BytesIO()
         np.save(content, parts.knowledge.vectors, allow_pickle=False)
         write_atomic(folder / VECTORS, content.getvalue())
+    if parts.knowledge.attributes is not None:
+        write_atomic(folder / ATTRIBUTES, "".join(parts.knowledge.attributes.lines()))
     write_atomic(folder / "config.json", to_json(parts.config))
 
 
@@ -323,7 +343,11 @@ def load_parts(folder: Path) -> Parts:
     vectors = None
     if config.knowledge.vectors != "none":
         vectors = _load_vectors(folder / VECTORS, (kg.n_entities, config.encoder.width))
-    return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), labels, vectors)
+    attributes = None
+    if config.knowledge.attributes:
+        attributes, _ = read_attributes(folder / ATTRIBUTES, kg)
+    vocabulary = Vocabulary(tokenizer, kg.names, kg.relations)
+    return assemble(config, kg, vocabulary, labels, vectors, attributes)
 
 
 def _load_vectors(file: Path, shape: tuple[int, int]) -> np.ndarray:

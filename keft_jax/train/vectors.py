@@ -24,6 +24,7 @@ from keft_jax.config import (
     from_json,
 )
 from keft_jax.data.tokenize import encode, load_tokenizer
+from keft_jax.kg.attributes import Attributes, read_attributes
 from keft_jax.kg.embeddings import read_embeddings
 from keft_jax.kg.store import KG
 from keft_jax.models import pretrained
@@ -85,6 +86,25 @@ def entity_vectors(
         logger.info("encoding %d entity %ss", len(new), kind)
         have |= dict(zip(new, _encode(config, new, tokenizer, vocab), strict=True))
     return np.stack([have[text] for text in texts])
+
+
+def entity_attributes(config: Config, kg: KG) -> Attributes | None:
+    """Those of `knowledge.attributes`; None where it names no file. Raises KeftError."""
+    path = config.knowledge.attributes
+    if not path:
+        return None
+    attributes, report = read_attributes(path, kg)
+    if report.malformed_lines:
+        file, line, reason = report.malformed[0]
+        logger.warning(
+            "%s: %d malformed lines left out, the first one %s:%d: %s",
+            *(path, report.malformed_lines, file, line, reason),
+        )
+    if attributes.unknown:
+        logger.warning(
+            "%s: %d rows are on entities that the graph has not", path, attributes.unknown
+        )
+    return attributes
 
 
 def read_texts(config: Config, texts: Sequence[str]) -> np.ndarray:
