@@ -15,8 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from keft_jax.cli_run import evaluate, export, predict, similar
-from keft_jax.config import KeftError, check
-from keft_jax.options import ConfigOptions, config_stem, parse, run_main, take_config
+from keft_jax.config import Config, KeftError, check
+from keft_jax.options import (
+    ConfigOptions,
+    config_stem,
+    parse,
+    run_main,
+    take_config,
+    with_examples,
+)
 
 
 @dataclass(frozen=True)
@@ -100,20 +107,62 @@ class Gain:
     config: ConfigOptions
     workdir: str = ""
     """The table's directory (default: runs/CONFIG-gain-HASH)."""
-    vary: Literal["", "kge"] = ""
-    """kge: beside the other rows, each model of triple embeddings as what entities start from."""
+    vary: Literal["", "kge", "knowledge"] = ""
+    """Beside the other rows, kge: each model of triple embeddings as what entities start from.
+    knowledge: other ways of using the graph, in the text, by triples and by attributes."""
+    examples: str = ""
+    """Numbers of training examples, as 32,100,all: a table for each and one report of them all."""
+    corrupt: str = ""
+    """Shares of wrong facts, as 0,.1,.3: the row `true` at each, and `none`."""
+    drop: str = ""
+    """Shares of missing facts, likewise."""
+
+    def table(self) -> Config:
+        """The config with what the options above say."""
+        from keft_jax.gain.variants import with_all_models, with_all_ways
+
+        added = {"kge": with_all_models, "knowledge": with_all_ways}
+        config = added[self.vary](self.config) if self.vary else self.config
+        if not (self.corrupt or self.drop):
+            return config
+        gain = dataclasses.replace(
+            config.gain,
+            rows=("none", "true"),
+            corrupt=read_shares("corrupt", self.corrupt),
+            drop=read_shares("drop", self.drop),
+        )
+        return dataclasses.replace(config, gain=gain)
+
+
+def read_shares(name: str, text: str) -> tuple[float, ...]:
+    """`0,.1,.3` -> numbers. Raises KeftError."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise KeftError(f"--{name} {text}: {error}; give shares, as 0,.1,.3") from error
 
 
 def gain(argv: Sequence[str]) -> int:
-    spec, config, rest = take_config(argv)
-    own = parse(Gain, rest, prog="keft gain", default=Gain(config))
+    spec, config_of_file, rest = take_config(argv)
+    own = parse(Gain, rest, prog="keft gain", default=Gain(config_of_file))
     from keft_jax.gain.cells import table_hash
-    from keft_jax.gain.run import run_gain
-    from keft_jax.gain.variants import with_all_models
 
-    config = with_all_models(own.config) if own.vary == "kge" else own.config
+    config = own.table()
     short = table_hash(dataclasses.asdict(config))[:8]
-    run_gain(config, Path(own.workdir or f"runs/{config_stem(spec)}-gain-{short}"))
+    kind = "examples" if own.examples else "gain"
+    folder = Path(own.workdir or f"runs/{config_stem(spec)}-{kind}-{short}")
+    if not own.examples:
+        from keft_jax.gain.run import run_gain
+
+        run_gain(config, folder)
+        return 0
+    from keft_jax.gain.curve import run_examples
+
+    configs = {}
+    for number in own.examples.split(","):
+        with_number = Gain(with_examples(spec, config_of_file, number))
+        configs[number] = parse(Gain, rest, prog="keft gain", default=with_number).table()
+    run_examples(configs, folder)
     return 0
 
 

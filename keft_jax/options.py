@@ -134,6 +134,22 @@ def load_config(spec: str) -> Config:
     return config
 
 
+def with_examples(spec: str, config: Config, number: str) -> Config:
+    """The config with so many training examples to draw (`all`: all). Where the argument of a
+    config file is that number (`configs/sst2.py:300` or `:300,frozen`), the file is asked anew, so
+    that its steps and its selection split fit; else data.draw alone changes. Raises KeftError."""
+    if not (number == "all" or (number.isdecimal() and int(number) > 0)):
+        raise KeftError(f"--examples {number}: give numbers of examples and all, as 32,100,all")
+    draw = 0 if number == "all" else int(number)
+    path, _, arg = spec.partition(":")
+    first, comma, rest = arg.partition(",")
+    if not first or first == "all" or first.isdecimal():
+        asked = load_config(f"{path}:{number}{comma}{rest}")
+        if asked.data.draw == draw:
+            return asked
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, draw=draw))
+
+
 def config_stem(spec: str) -> str:
     """`configs/NAME.py[:ARG]` -> NAME, or NAME-ARG."""
     path, _, arg = spec.partition(":")

@@ -87,7 +87,8 @@ def _label_cells(
     parts: Parts, train: Dataset, other: Dataset, draw: int, seeds: int, metric: str
 ) -> list[Cell]:
     probes = Probes(parts, train, {SPLIT: other}, tune_once=True)
-    gold = [gold_of(e) for e in other.examples]
+    kind = parts.config.task.kind
+    gold = [gold_of(e, kind) for e in other.examples]
     cells = []
     for seed, drawn in enumerate(_draws(train, draw, seeds)):
         for probe, row in _PROBES.items():
@@ -96,7 +97,7 @@ def _label_cells(
         examples = [train.examples[i] for i in drawn]
         said = majority_per_pattern(
             [e.pattern for e in examples],
-            [gold_of(e) for e in examples],
+            [gold_of(e, kind) for e in examples],
             [e.pattern for e in other.examples],
         )
         cells.append(Cell("majority", seed, {SPLIT: {metric: score_single(said, gold)[metric]}}))

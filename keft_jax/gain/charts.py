@@ -1,8 +1,8 @@
-"""Learning curves as inline SVG, and the bars inside the report's tables."""
+"""Curves as inline SVG, and the bars inside the report's tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -17,6 +17,8 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 Curves = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 """row -> for each seed (steps, values)"""
+Lines = Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]
+"""row -> (place, {"mean", "interval"}), places rising"""
 
 
 def read_curves(cells: Sequence[Cell]) -> Curves:
@@ -71,27 +73,8 @@ def draw_curves(curves: Curves, rows: Sequence[str], what: str, scale: float = 1
     def y(value: float) -> float:
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / max(high - low, 1e-9)
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" '
-        f'aria-label="{escape(what)} over training steps">'
-    ]
-    for tick in ticks_y:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick):.1f}" '
-            f'y2="{y(tick):.1f}"/><text class="tick" x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" '
-            f'text-anchor="end">{f"{tick:g}".replace("-", "−")}</text>'
-        )
-    for tick in ticks_x:
-        parts.append(
-            f'<text class="tick" x="{x(tick):.1f}" y="{HEIGHT - _BOTTOM + 18}" '
-            f'text-anchor="middle">{tick:,g}</text>'
-        )
-    parts.append(
-        f'<text class="axis" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 6}" '
-        'text-anchor="middle">training step</text>'
-        f'<text class="axis" text-anchor="middle" transform="translate(13 '
-        f'{(_TOP + HEIGHT - _BOTTOM) / 2}) rotate(-90)">{escape(what)}</text>'
-    )
+    under, where = "training step", {tick: x(tick) for tick in ticks_x}
+    parts = _frame(what, under, {f"{t:,g}": at for t, at in where.items()}, ticks_y, y)
     strong = []
     for row, seeds in curves.items():
         css, dash = row_style(row, rows)
@@ -107,6 +90,94 @@ def draw_curves(curves: Curves, rows: Sequence[str], what: str, scale: float = 1
             f"<title>{escape(row)}</title></polyline>"
         )
     return "".join(parts + strong) + "</svg>"
+
+
+def _frame(
+    what: str,
+    under: str,
+    ticks_x: Mapping[str, float],
+    ticks_y: Sequence[float],
+    y: Callable[[float], float],
+) -> list[str]:
+    """The beginning of a chart: its grid, ticks (label -> place from the left) and axes' names."""
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" '
+        f'aria-label="{escape(what)} over {escape(under)}s">'
+    ]
+    for tick in ticks_y:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick):.1f}" '
+            f'y2="{y(tick):.1f}"/><text class="tick" x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" '
+            f'text-anchor="end">{f"{tick:g}".replace("-", "−")}</text>'
+        )
+    for label, at in ticks_x.items():
+        parts.append(
+            f'<text class="tick" x="{at:.1f}" y="{HEIGHT - _BOTTOM + 18}" '
+            f'text-anchor="middle">{escape(label)}</text>'
+        )
+    parts.append(
+        f'<text class="axis" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 6}" '
+        f'text-anchor="middle">{escape(under)}</text>'
+        f'<text class="axis" text-anchor="middle" transform="translate(13 '
+        f'{(_TOP + HEIGHT - _BOTTOM) / 2}) rotate(-90)">{escape(what)}</text>'
+    )
+    return parts
+
+
+def draw_lines(
+    lines: Lines,
+    rows: Sequence[str],
+    what: str,
+    under: str,
+    labels: Mapping[float, str],
+    *,
+    scale: float = 1.0,
+    log: bool = False,
+) -> str:
+    """Means with their intervals over what is varied. labels: place on the axis -> what stands
+    there; log: places are drawn by their logarithm."""
+    values = [e for points in lines.values() for _, e in points]
+    edges = [edge * scale for e in values for edge in (e["mean"], *(e["interval"] or ()))]
+    ticks_y = nice_ticks(min(edges), max(edges))
+    low, high = ticks_y[0], ticks_y[-1]
+    places = {at: float(np.log(at)) if log else at for at in labels}
+    left, right = min(places.values()), max(places.values())
+    pad = 0.06 * (WIDTH - _LEFT - _RIGHT)  # whiskers keep off the axes
+
+    def x(at: float) -> float:
+        share = 0.5 if right == left else (places[at] - left) / (right - left)
+        return _LEFT + pad + (WIDTH - _LEFT - _RIGHT - 2 * pad) * share
+
+    def y(value: float) -> float:
+        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / max(high - low, 1e-9)
+
+    parts = _frame(what, under, {label: x(at) for at, label in labels.items()}, ticks_y, y)
+    if low < 0 < high:
+        parts.append(
+            f'<line class="zero" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(0):.1f}" '
+            f'y2="{y(0):.1f}"/>'
+        )
+    for number, (row, points) in enumerate(lines.items()):
+        css, dash = row_style(row, rows)
+        aside = 3.0 * (number - (len(lines) - 1) / 2)  # so that whiskers do not hide each other
+        at = [(x(place) + aside, e) for place, e in points]
+        for left_x, e in at:
+            if e["interval"] is not None:
+                ends = [y(edge * scale) for edge in e["interval"]]
+                parts.append(
+                    f'<line class="whisker {css}" x1="{left_x:.1f}" x2="{left_x:.1f}" '
+                    f'y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
+                )
+        line = " ".join(f"{left_x:.1f},{y(e['mean'] * scale):.1f}" for left_x, e in at)
+        parts.append(
+            f'<polyline class="mean {css}" stroke-dasharray="{dash}" points="{line}">'
+            f"<title>{escape(row)}</title></polyline>"
+        )
+        parts += [
+            f'<circle class="dot {css}" cx="{left_x:.1f}" cy="{y(e["mean"] * scale):.1f}" r="3.2"/>'
+            for left_x, e in at
+        ]
+    return "".join(parts) + "</svg>"
 
 
 def draw_legend(rows: Sequence[str], all_rows: Sequence[str]) -> str:

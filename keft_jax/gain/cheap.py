@@ -58,7 +58,8 @@ class Cheap:
     ):
         self._parts, self._metric = parts, metric
         self._train, self._select, self._tests = train, select, tests
-        self.rows = cheap_rows(parts.config.task.kind)
+        self._kind = parts.config.task.kind
+        self.rows = cheap_rows(self._kind)
 
     @cached_property
     def _probes(self) -> Probes:
@@ -75,14 +76,14 @@ class Cheap:
         if row in PROBES:
             return self._probes.predict(row, drawn, seed)
         train = [self._train.examples[i] for i in drawn]
-        gold, tests = [gold_of(e) for e in train], self._tests.items()
+        gold, tests = [gold_of(e, self._kind) for e in train], self._tests.items()
         if row == CHAR_NGRAM:
             select = self._select.examples
             model = fit_char_ngram(
                 [text_of(e) for e in train],
                 gold,
                 [text_of(e) for e in select],
-                [gold_of(e) for e in select],
+                [gold_of(e, self._kind) for e in select],
             )
             return {n: model.predict([text_of(e) for e in d.examples]) for n, d in tests}
         seen = [e.pattern for e in train]
@@ -92,8 +93,10 @@ class Cheap:
 
     def _score(self, said: Sequence[str], dataset: Dataset) -> Values:
         task = self._parts.task
-        rows: dict[str, Any] = score_single(said, [gold_of(e) for e in dataset.examples])
-        if KINDS[self._parts.config.task.kind].single:
+        rows: dict[str, Any] = score_single(
+            said, [gold_of(e, self._kind) for e in dataset.examples]
+        )
+        if KINDS[self._kind].single:
             number = {name: i for i, name in enumerate(task.choices)}
             rows["choice"] = np.array([number[name] for name in said], np.int32)
             rows["gold"] = np.array([number[str(e.label)] for e in dataset.examples], np.int32)

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from keft_jax.gain.cells import Cell, write_atomic
-from keft_jax.gain.charts import mean_curve, read_curves
-from keft_jax.gain.rows import JUDGED, colour_row
+from keft_jax.gain.charts import Lines, mean_curve, read_curves
+from keft_jax.gain.rows import CHANGED, JUDGED, PLAIN, colour_row
 from keft_jax.gain.sections import Scale, note_rising
 from keft_jax.gain.verdict import MARGIN, count
 
@@ -54,6 +54,18 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
         for row, check in part["controls"].items():
             if check["flag"]:
                 verdict.append(f"  control {row} is {check['note']}\n", "bold red")
+        for change, levels in part["perturbed"].items():
+            for level in levels[1:]:
+                verdict.append(
+                    f"  {100 * level['share']:.0f} % {CHANGED[change]}: "
+                    f"{scale.number(level['score']['mean'])}"
+                )
+                if gain := level.get("gain"):
+                    verdict.append(
+                        f", {scale.number(gain['mean'], True)} {scale.interval(gain, True)} over "
+                        f"{PLAIN}: {level['kind']}"
+                    )
+                verdict.append("\n")
         console.print(verdict)
     for name, found in (summary.get("ceiling") or {}).items():
         for row, values in found["rows"].items():
@@ -116,6 +128,39 @@ def plot(
         handles, labels = axis.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower right", frameon=False, ncols=len(labels))
         _tidy(axis, "y")
+    _save(figure, path_png)
+
+
+def plot_lines(
+    panels: Mapping[str, Lines],
+    labels: Mapping[float, str],
+    under: str,
+    path_png: str | os.PathLike[str],
+    scale: float,
+) -> None:
+    """Means with their intervals over a logarithmic axis, a panel for each title."""
+    figure = Figure(figsize=(4.6 * len(panels) + 1.2, 3.6), dpi=160)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    for axis, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for row, points in lines.items():
+            place, colour = [at for at, _ in points], colour_row(row)[0]
+            mean = [e["mean"] * scale for _, e in points]
+            for at, e in points:
+                if e["interval"] is not None:
+                    axis.plot([at, at], [v * scale for v in e["interval"]], color=colour, lw=1)
+            axis.plot(place, mean, "o-", color=colour, ms=4, lw=1.6, label=_plain(row))
+        axis.set_xscale("log")
+        axis.set_xticks(list(labels), list(labels.values()))
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel(under)
+        axis.set_title(_plain(title), loc="left", fontsize=10)
+        axis.legend(frameon=False, fontsize=8)
+        _tidy(axis, "y")
+    _save(figure, path_png)
+
+
+def _save(figure: Figure, path_png: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomic(Path(path_png), buffer.getvalue())

@@ -51,7 +51,8 @@ def draw_examples(
         for fact in found.facts:
             for node in (fact.head, fact.tail):
                 weight[node] = max(weight[node], fact.importance)
-        answers = {*gold_of(example), found.answer}
+        gold = gold_of(example, trainer.parts.config.task.kind)
+        answers = {*gold, found.answer}
         roles = [
             "mention" if mentioned else "answer" if name in answers else "other"
             for name, mentioned in zip(found.nodes, found.mentioned, strict=True)
@@ -62,7 +63,7 @@ def draw_examples(
         drawn.append(
             Drawn(
                 text=text_of(example),
-                gold=list(gold_of(example)),
+                gold=list(gold),
                 answers=said,
                 nodes=list(zip(found.nodes, weight.tolist(), roles, strict=True)),
                 edges=[(f.head, f.tail, f.relation, f.importance) for f in found.facts],

@@ -49,7 +49,11 @@ def finish(table: GainRun, begin: float) -> dict[str, Any]:
     summary["versions"] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     texts = {
         name: [
-            {"text": text_of(e), "gold": ", ".join(gold_of(e)), "pattern": e.pattern}
+            {
+                "text": text_of(e),
+                "gold": ", ".join(gold_of(e, config.task.kind)),
+                "pattern": e.pattern,
+            }
             for e in d.examples
         ]
         for name, d in table.tests.items()

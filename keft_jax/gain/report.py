@@ -13,6 +13,7 @@ from typing import Any
 
 from keft_jax.gain.cells import Cell, write_atomic
 from keft_jax.gain.charts import colour_css
+from keft_jax.gain.compare import show_beside, show_perturbed
 from keft_jax.gain.console import plot, print_table
 from keft_jax.gain.facts import show_audit, show_ceilings, show_cost, show_facts
 from keft_jax.gain.rows import JUDGED, PLAIN
@@ -88,6 +89,18 @@ def render(
         ),
         ("Where it helped", "", show_slices(splits, scale)),
         (
+            "One split beside another",
+            f"What `{JUDGED}` gains on each reported split; a test file of another set of the same "
+            "task tells what is left out of domain.",
+            show_beside(splits, scale),
+        ),
+        (
+            "With worse knowledge",
+            "The same model with a share of the graph's facts wrong or missing, in training and "
+            "test alike; larger shares hold the smaller ones.",
+            show_perturbed(splits, rows, scale),
+        ),
+        (
             "How it learned",
             "Strong lines are means over seeds, faint lines single seeds."
             + (f" {note_rising(rising)}" if (rising := summary["not_converged"]) else ""),
@@ -108,23 +121,46 @@ def render(
         ("What it cost", _cost_sentence(summary), show_cost(cells, rows)),
         ("How to make this table again", "", show_facts(hashes) + _show_config(config)),
     ]
+    title = f"{config.get('name') or summary['task']}: what the knowledge was worth"
+    return _page(
+        title,
+        _show_head(summary, config, scale),
+        sections,
+        rows,
+        f"Intervals: hierarchical bootstrap over clusters of examples and seeds, "
+        f"{summary['bootstrap']:,} draws.",
+    )
+
+
+def write_page(
+    path: Path, name: str, lead: str, sections: Sequence[tuple[str, str, str]], rows: Sequence[str]
+) -> None:
+    """A page of its own: a line on top, then sections as (title, introduction, HTML)."""
+    head = f'<header><h1>{escape(name)}</h1><p class="lead">{_bind(lead)}</p></header>'
+    write_atomic(path, _page(name, head, sections, rows, "Intervals: 95 %.").encode())
+
+
+def _page(
+    title: str,
+    head: str,
+    sections: Sequence[tuple[str, str, str]],
+    rows: Sequence[str],
+    foot: str,
+) -> str:
     body = "".join(
-        f"<section><h2>{escape(title)}</h2>{_paragraph(intro)}{content}</section>"
-        for title, intro, content in sections
+        f"<section><h2>{escape(heading)}</h2>{_paragraph(intro)}{content}</section>"
+        for heading, intro, content in sections
         if content
     )
     light, dark = colour_css(rows)
     style = resources.files("keft_jax.gain").joinpath("report.css").read_text("utf-8")
-    title = escape(f"{config.get('name') or summary['task']}: what the knowledge was worth")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title><style>{style}{light}"
+        f"<title>{escape(title)}</title><style>{style}{light}"
         f"@media(prefers-color-scheme:dark){{{dark}}}</style></head><body><main>"
-        f"{_show_head(summary, config, scale)}{body}"
-        f"<footer>Intervals: hierarchical bootstrap over clusters of examples and seeds, "
-        f"{summary['bootstrap']:,} draws.</footer></main></body></html>"
+        f"{head}{body}<footer>{escape(foot)}</footer></main></body></html>"
     )
 
 

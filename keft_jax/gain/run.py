@@ -16,15 +16,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from keft_jax.config import (
-    CheckpointConfig,
-    Config,
-    EvalConfig,
-    GainConfig,
-    KeftError,
-    OptimConfig,
-)
-from keft_jax.data.features import Dataset, with_row
+from keft_jax.config import Config, KeftError
+from keft_jax.data.features import Dataset, Knowledge, with_row
 from keft_jax.data.rows import ROWS
 from keft_jax.gain.cells import Cell, save_manifest, save_splits, table_config, write_atomic
 from keft_jax.gain.cheap import Cheap, keep_values, score_of
@@ -58,10 +51,12 @@ class GainRun:
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
         self.given = load_given(self.parts)
         self._read = self.given.inputs()
+        if len(splits.unlabelled):
+            self._read["data.unlabelled"] = fingerprint(splits.unlabelled)
         if self.given.teacher:
             self._read["objective.distill.teacher"] = identify(*self.given.teacher)
         self.trainer = Trainer(self.parts, self.given)
-        self._costs: dict[Config, float | None] = {}
+        self._costs: dict[Any, float | None] = {}
         self._ready()
 
     def _ready(self) -> None:
@@ -115,16 +110,16 @@ class GainRun:
             if not self._file(row, seed).is_file()
         ]
         begin = time.perf_counter()
-        ready: tuple[tuple[str, int], list[Dataset]] | None = None
+        ready: tuple[tuple[str, int, Knowledge], list[Dataset]] | None = None
         for done, (row, seed) in enumerate(missing, 1):
             if row in self.cheap.rows:
                 cell = self.cheap.cell(row, seed, self.drawn(seed))
             else:
-                reads = row if row in ROWS else JUDGED  # a variant
-                key = (reads, seed if ROWS[reads].seeded else 0)
+                reads, knowledge = self.variants.reads(row)
+                key = (reads, seed if ROWS[reads].seeded else 0, knowledge)
                 if ready is None or ready[0] != key:
                     sets = [self.train, self.select, *self.tests.values()]
-                    ready = key, [with_row(s, self.parts.knowledge, *key) for s in sets]
+                    ready = key, [with_row(s, knowledge, *key[:2]) for s in sets]
                 cell = self._train(row, seed, ready[1])
             cell.save(self.workdir / "cells")
             left = (time.perf_counter() - begin) / done * (len(missing) - done)
@@ -282,21 +277,14 @@ def refuse_config(config: Config) -> None:
             )
 
 
-def _of_files(config: Config) -> Config:
-    """What files, graph, vocabulary and model follow from."""
-    data = dataclasses.replace(config.data, draw=0)
-    if data.select:
-        data = dataclasses.replace(data, select="select")
-    return dataclasses.replace(
-        config,
-        name="",
-        seed=0,
-        data=data,
-        optim=OptimConfig(),
-        eval=EvalConfig(),
-        checkpoint=CheckpointConfig(),
-        gain=GainConfig(),
-    )
+def _of_files(config: Config) -> tuple[Any, ...]:
+    """What files, graph, vocabulary, model and loss follow from, the selection split apart."""
+    data = {**vars(config.data), "draw": 0, "select": bool(config.data.select)}
+    rest = {k: v for k, v in vars(config).items() if k not in _APART}
+    return (*data.items(), *rest.items())
+
+
+_APART = ("name", "seed", "data", "optim", "eval", "checkpoint", "gain")
 
 
 def run_gain(config: Config, workdir: Path, *, quiet: bool = False) -> dict[str, Any]:

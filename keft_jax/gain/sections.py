@@ -14,7 +14,7 @@ from keft_jax.gain.cells import Cell
 from keft_jax.gain.charts import draw_bar, draw_curves, draw_legend, nice_ticks, read_curves
 from keft_jax.gain.facts import chip
 from keft_jax.gain.network import draw_network, list_edges
-from keft_jax.gain.rows import JUDGED, PLAIN, describe_row
+from keft_jax.gain.rows import JUDGED, PLAIN, REFERENCES, describe_row
 from keft_jax.gain.verdict import count, join_rows
 
 TONES = {"helps": "good", "hurts": "bad", "no difference": "", "cannot tell": "warn"}
@@ -62,6 +62,15 @@ class Scale:
             return ""
         return "[" + ", ".join(self.number(edge, sign) for edge in value["interval"]) + "]"
 
+    def cell(self, value: Mapping[str, Any] | None, sign: bool) -> str:
+        """A cell of a plain table: the mean with its interval."""
+        if value is None:
+            return '<td class="n">–</td>'
+        return (
+            f'<td class="n"><b>{self.number(value["mean"], sign)}</b> '
+            f'<span class="soft">{self.interval(value, sign)}</span></td>'
+        )
+
 
 def _cell(value: Mapping[str, Any] | None, scale: Scale, sign: bool, track: str) -> str:
     if value is None:
@@ -72,7 +81,9 @@ def _cell(value: Mapping[str, Any] | None, scale: Scale, sign: bool, track: str)
     )
 
 
-def _ends(low: float, high: float, scale: Scale, sign: bool) -> str:
+def show_ends(low: float, high: float, scale: Scale, sign: bool) -> str:
+    """The ends of a track of `draw_bar`, for a column's head."""
+
     def edge(value: float) -> str:
         number = value * scale.factor
         return f"{number:{'+' if sign and number else ''}g}".replace("-", "−")
@@ -80,7 +91,8 @@ def _ends(low: float, high: float, scale: Scale, sign: bool) -> str:
     return f'<span class="ends"><span>{edge(low)}</span><span>{edge(high)}</span></span>'
 
 
-def _range(values: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+def span(values: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """Round numbers around zero and some estimates."""
     edges = [0.0]
     for value in values:
         edges += [v for v in (value["interval"] or ()) if np.isfinite(v)]
@@ -93,8 +105,8 @@ def _range(values: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
 
 def show_split(name: str, part: Mapping[str, Any], rows: Sequence[str], scale: Scale) -> str:
     """The table of one split: scores, and what `true` gains over each row."""
-    low, high = (0.0, 1.0) if scale.factor == 100 else _range(part["scores"].values())
-    gain_low, gain_high = _range(part["versus"].values())
+    low, high = (0.0, 1.0) if scale.factor == 100 else span(part["scores"].values())
+    gain_low, gain_high = span(part["versus"].values())
     lines = []
     for i, row in enumerate(rows):
         if row not in part["scores"]:
@@ -114,8 +126,8 @@ def show_split(name: str, part: Mapping[str, Any], rows: Sequence[str], scale: S
         f"{chip(part['verdict'], TONES.get(part['kind'], ''))}</h3>"
         f'<p class="small soft">{escape(part["why"])}</p>'
         '<table class="table"><thead><tr><th>Row</th>'
-        f"<th>Score, 95 % interval{_ends(low, high, scale, False)}</th>"
-        f"<th><code>true</code> − row{_ends(gain_low, gain_high, scale, True)}</th>"
+        f"<th>Score, 95 % interval{show_ends(low, high, scale, False)}</th>"
+        f"<th><code>true</code> − row{show_ends(gain_low, gain_high, scale, True)}</th>"
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
 
@@ -126,23 +138,26 @@ def show_slices(splits: Mapping[str, Any], scale: Scale) -> str:
         slices = {k: v for k, v in part["slices"].items() if v["gain"] is not None}
         if not slices:
             continue
-        low, high = _range(s["gain"] for s in slices.values())
+        low, high = span(s["gain"] for s in slices.values())
+        controls = [r for r in REFERENCES if r in part["versus"] and r != PLAIN]
         lines = []
         for label, s in slices.items():
+            over = "".join(scale.cell(s["versus"].get(row), True) for row in controls)
             lines.append(
                 f'<tr><td>{escape(label)}</td><td class="n">{s["n"]:,}</td>'
                 f'<td class="n">{scale.number(s["scores"][PLAIN]["mean"])}</td>'
                 f'<td class="n">{scale.number(s["scores"][JUDGED]["mean"])}</td>'
                 f'<td class="n"><b>{scale.number(s["gain"]["mean"], True)}</b></td>'
                 f'<td class="n soft">{scale.interval(s["gain"], True)}</td>'
-                f'<td class="bar">{draw_bar(s["gain"], low, high, "", True)}</td></tr>'
+                f'<td class="bar">{draw_bar(s["gain"], low, high, "", True)}</td>{over}</tr>'
             )
+        heads = "".join(f'<th class="n">over <code>{row}</code></th>' for row in controls)
         table = (
             '<div class="wide"><table class="slices"><thead><tr><th>Slice</th>'
             f'<th class="n">n</th><th class="n"><code>{PLAIN}</code></th>'
             f'<th class="n"><code>{JUDGED}</code></th><th class="n">Gain</th>'
-            f'<th class="n">95 % interval</th><th class="bar">{_ends(low, high, scale, True)}</th>'
-            "</tr></thead>"
+            '<th class="n">95 % interval</th>'
+            f'<th class="bar">{show_ends(low, high, scale, True)}</th>{heads}</tr></thead>'
             f"<tbody>{''.join(lines)}</tbody></table></div>"
         )
         blocks.append(_fold(name, table, bool(blocks)))

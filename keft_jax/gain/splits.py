@@ -14,6 +14,8 @@ from keft_jax.gain.cells import Split
 from keft_jax.gain.lookup import Questions
 from keft_jax.gain.rows import JUDGED
 from keft_jax.kg.subgraph import Subgraphs
+from keft_jax.tasks.kinds import KINDS
+from keft_jax.tasks.tagging import find_entities
 from keft_jax.train.coverage import fingerprint
 from keft_jax.train.parts import Parts
 
@@ -25,8 +27,15 @@ def text_of(example: Example) -> str:
     return f"{example.text} {example.pair}".strip()
 
 
-def gold_of(example: Example) -> tuple[str, ...]:
-    return example.answers or ((example.label,) if example.label is not None else ())
+def gold_of(example: Example, kind: str) -> tuple[str, ...]:
+    """What a task of this kind asks for, in words."""
+    if "label" in KINDS[kind].needs:
+        return () if example.label is None else (example.label,)
+    if kind == "tagging":
+        tags = example.tags
+        found = find_entities([tag for *_, tag in tags])
+        return tuple(f"{example.text[tags[a][0] : tags[b - 1][1]]} ({k})" for a, b, k in found)
+    return example.answers
 
 
 def given(dataset: Dataset, parts: Parts) -> Dataset:
