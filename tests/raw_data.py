@@ -31,6 +31,7 @@ def sentences(count: int, length: int = 6):
 
 def graphs(raw: Path) -> None:
     facts = [f"Q{i}\t{RELATIONS[i % 8]}\tQ{(i * 7 + 1) % COUNT}" for i in range(COUNT)]
+    facts += [f"Q{i + 10_000}\tP1\tQ{i}" for i in range(10)]  # the two of sentences of FewRel
     freebase = [
         f"/m/{i}\t{r}\t/m/{(i * 5 + 2) % COUNT}"
         for i in range(COUNT)
