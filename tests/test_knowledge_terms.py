@@ -309,7 +309,7 @@ def test_what_cannot_be_is_one_line(folder, sections, message):
 
 def test_variants_that_differ_in_their_start_share_a_program(folder):
     assert set(VARIANTS) == set(typing.get_args(Variant))
-    base = tiny.config(folder, gain=GainConfig(rows=("none", "true"), variants=("kge-init",)))
+    base = tiny.config(folder, gain=GainConfig(("none", "true"), ("kge-init",), attributes="file"))
     every = with_all_models(base)
     assert every.gain.variants[0] == "kge-init" and len(every.gain.variants) == 6
 

@@ -343,6 +343,16 @@ Variant = Literal[
     "distmult-init",
     "complex-init",
     "rotate-init",
+    "text",
+    "text-shuffled",
+    "text-visible",
+    "text-visible-shuffled",
+    "triple-concat",
+    "triple-concat-shuffled",
+    "triple-sum",
+    "triple-sum-shuffled",
+    "attributes",
+    "attributes-shuffled",
 ]
 
 
@@ -354,6 +364,8 @@ class GainConfig:
     variants: tuple[Variant, ...] = ()
     """Further rows, which read all the knowledge: with first rows of entities, a teacher or a term
     of their own (gain/variants.py), beside the same made of the shuffled graph."""
+    attributes: str = ""
+    """File that the variant `attributes` reads, as knowledge.attributes."""
     kge_steps: int = 2000
     """Steps of link prediction that make the triple embeddings of variants."""
     term_weight: float = 0.3

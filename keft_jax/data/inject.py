@@ -124,6 +124,7 @@ Fitting = list[tuple[int, int, list[int]]]
 
 def _write_words(out: Batch, row: int, fitting: Fitting, end: int) -> None:
     """`fact; fact [SEP]`, as a second text. end: the number of [SEP]."""
+    assert out.own is not None
     ids = [i for _, _, some in fitting for i in some]
     ids[-1] = end  # in the place of the last `;`
     start, stop = int(out.own[row]), int(out.own[row]) + len(ids)
@@ -134,6 +135,7 @@ def _write_words(out: Batch, row: int, fitting: Fitting, end: int) -> None:
 
 def _write_tree(out: Batch, row: int, fitting: Fitting) -> None:
     """Branches, each on from the last token of its mention."""
+    assert out.own is not None and out.position is not None and out.branch is not None
     at, slots = int(out.own[row]), out.mentions.start.shape[1]
     hung = [0] * slots
     for mention, _, ids in fitting:

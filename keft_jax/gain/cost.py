@@ -1,4 +1,5 @@
-"""What the knowledge costs: step time with the graph network over step time without it."""
+"""What the knowledge costs: step time with the graph network, and facts written into the text, over
+step time without."""
 
 from __future__ import annotations
 
@@ -9,59 +10,77 @@ import jax
 import numpy as np
 
 from keft_jax.config import (
+    Config,
     DistillConfig,
+    EntitiesConfig,
     FusionConfig,
-    GroupConfig,
     KgTeacherConfig,
     TriplesConfig,
 )
-from keft_jax.data.features import Dataset
-from keft_jax.data.plan import BatchPlan
+from keft_jax.data.features import Dataset, with_row
+from keft_jax.data.plan import BatchPlan, assign_buckets
 from keft_jax.models.functional import paths
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts, assemble
 
 
+def text_alone(config: Config) -> Config:
+    """Without the graph network, what needs one, a teacher, and facts in the text."""
+    return dataclasses.replace(
+        config,
+        fusion=FusionConfig(kind="none"),
+        knowledge=dataclasses.replace(
+            config.knowledge, entities="", relations="", attributes="", text="none"
+        ),
+        objective=dataclasses.replace(
+            config.objective,
+            distill=DistillConfig(),
+            schedules=(),
+            entities=EntitiesConfig(),
+            triples=TriplesConfig(),
+            kg_teacher=KgTeacherConfig(),
+        ),
+    )
+
+
+def drop_groups(parts: Parts) -> Parts:
+    """With those groups of `optim` that the model has parameters of, in their order."""
+    there, optim = jax.tree.leaves(paths(parts.model.abstract())), parts.config.optim
+    groups = tuple(g for g in optim.groups if any(g.match in path for path in there))
+    optim = dataclasses.replace(optim, groups=groups)
+    return dataclasses.replace(parts, config=dataclasses.replace(parts.config, optim=optim))
+
+
 def without_graph(parts: Parts) -> Parts:
-    """The same model, task and data without the graph network and without a teacher."""
-    config = parts.config
-
-    def without(groups: tuple[GroupConfig, ...]) -> Parts:
-        plain = dataclasses.replace(
-            config,
-            fusion=FusionConfig(kind="none"),
-            optim=dataclasses.replace(config.optim, groups=groups),
-            knowledge=dataclasses.replace(config.knowledge, entities="", relations=""),
-            objective=dataclasses.replace(
-                config.objective,
-                distill=DistillConfig(),
-                schedules=(),
-                triples=TriplesConfig(),
-                kg_teacher=KgTeacherConfig(),
-            ),
-        )
-        ours = parts.knowledge
-        return assemble(plain, ours.kg, ours.vocabulary, parts.labels, ours.vectors)
-
-    # The groups of parameters that it has, in their order.
-    there = jax.tree.leaves(paths(without(()).model.abstract()))
-    groups = [g for g in config.optim.groups if any(g.match in path for path in there)]
-    return without(tuple(groups))
+    """The same model, task and data as `text_alone`."""
+    ours, config = parts.knowledge, text_alone(parts.config)
+    plain = assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors)
+    return drop_groups(plain)
 
 
 def measure_cost(trainer: Trainer, train: Dataset) -> float | None:
-    """Step time over that without the graph network; None where the model has none."""
-    if trainer.parts.config.fusion.kind == "none":
+    """Step time over that without the knowledge; None where the model has none."""
+    config = trainer.parts.config
+    if config.fusion.kind == "none" and config.knowledge.text == "none":
         return None
     return compare_steps(trainer, Trainer(without_graph(trainer.parts)), train)
 
 
 def compare_steps(one: Trainer, other: Trainer, train: Dataset, steps: int = 20) -> float:
-    """Median of the ratios of alternating pairs of steps, so that a busy machine slows both."""
+    """Median of the ratios of alternating pairs of steps, so that a busy machine slows both. Each
+    reads the same examples with what it is given of the graph."""
     config, trainers = one.parts.config, (one, other)
     plan = BatchPlan(train.lengths, config.optim.batch, config.data.buckets, 0)
     states, times = [t.fresh(0) for t in trainers], np.zeros((steps + 2, 2))
-    batches = [t.put(train.batch(*plan.batch(0))) for t in trainers]
+    length, numbers = plan.batch(0)
+    batches = []
+    for t in trainers:
+        own, knowledge = train, t.parts.knowledge
+        if knowledge.config != train.knowledge.config:
+            own = with_row(train, knowledge, *train.row)
+            bucket = assign_buckets(own.lengths[numbers], config.data.buckets).max()
+            length = config.data.buckets[bucket]
+        batches.append(t.put(own.batch(length, numbers)))
     frozen = [t.frozen() for t in trainers]
     for pair in times:
         for i, t in enumerate(trainers):

@@ -49,6 +49,16 @@ NOTES = {
     "distmult-init": "true, entities start from DistMult",
     "complex-init": "true, entities start from ComplEx",
     "rotate-init": "true, entities start from RotatE",
+    "text": "the facts in words behind the text, no graph network",
+    "text-shuffled": "as text, facts of the shuffled graph",
+    "text-visible": "the facts as branches at their mentions, as in K-BERT, no graph network",
+    "text-visible-shuffled": "as text-visible, facts of the shuffled graph",
+    "triple-concat": "true, triples by concatenation in the place of messages",
+    "triple-concat-shuffled": "as triple-concat, of the shuffled graph",
+    "triple-sum": "true, triples by weighted sums in the place of messages",
+    "triple-sum-shuffled": "as triple-sum, of the shuffled graph",
+    "attributes": "true, with the nodes' numbers and dates",
+    "attributes-shuffled": "as attributes, of the shuffled graph",
 }
 
 _ORDER = (*BASELINES, "none", *(row for row in ROWS if row not in ("none", "true")))

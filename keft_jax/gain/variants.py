@@ -12,16 +12,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from keft_jax.config import (
     Config,
     DataConfig,
+    KeftError,
     KgeConfig,
     KgTeacherConfig,
     OptimConfig,
@@ -29,8 +30,9 @@ from keft_jax.config import (
     TriplesConfig,
     config_hash,
 )
-from keft_jax.data.features import Dataset
-from keft_jax.gain.cost import compare_steps
+from keft_jax.data.features import Dataset, Knowledge
+from keft_jax.gain.cost import compare_steps, drop_groups, text_alone
+from keft_jax.gain.rows import JUDGED
 from keft_jax.kg.store import KG
 from keft_jax.kg.triples import TRAIN
 from keft_jax.models.fusion import row_width
@@ -40,7 +42,7 @@ from keft_jax.train.loop import Trainer, fit
 from keft_jax.train.parts import Parts, assemble
 from keft_jax.train.run import load_given
 from keft_jax.train.triple_parts import TripleParts
-from keft_jax.train.vectors import resolve
+from keft_jax.train.vectors import entity_attributes, resolve
 
 Say = Callable[[str], None]
 BATCH = 512
@@ -52,12 +54,22 @@ class Variant:
     entities: str = ""  # what their rows start as: a model of triples, description or random
     teacher: str = ""  # of mentions: a model of triples
     multi_task: bool = False
+    text: Literal["", "verbalise", "visible"] = ""  # facts in the text, and no graph network
+    graph: Literal["", "triple_concat", "triple_sum"] = ""  # in the place of graph.kind
+    attributes: bool = False  # those of gain.attributes
     shuffled: bool = False  # what is made of the graph's facts is made of the shuffled graph's
 
     @property
     def model(self) -> str:
         """The triple embeddings that it needs."""
         return self.teacher or (self.entities if self.entities in PRESETS else "")
+
+    @property
+    def reads(self) -> str:
+        """The row of the table whose data it reads. What is made of the graph before training is
+        made of the shuffled one by itself."""
+        own = self.text or self.graph or self.attributes
+        return "shuffled" if self.shuffled and own else JUDGED
 
 
 PRODUCTS = KgeConfig(negatives=NEGATIVES, regularizer="n3", strength=0.01)
@@ -80,6 +92,16 @@ VARIANTS = {
     "multi-task": Variant(multi_task=True),
     "multi-task-shuffled": Variant(multi_task=True, shuffled=True),
     **{f"{model}-init": Variant(entities=model) for model in PRESETS},
+    "text": Variant(text="verbalise"),
+    "text-shuffled": Variant(text="verbalise", shuffled=True),
+    "text-visible": Variant(text="visible"),
+    "text-visible-shuffled": Variant(text="visible", shuffled=True),
+    "triple-concat": Variant(graph="triple_concat"),
+    "triple-concat-shuffled": Variant(graph="triple_concat", shuffled=True),
+    "triple-sum": Variant(graph="triple_sum"),
+    "triple-sum-shuffled": Variant(graph="triple_sum", shuffled=True),
+    "attributes": Variant(attributes=True),
+    "attributes-shuffled": Variant(attributes=True, shuffled=True),
 }
 
 
@@ -87,9 +109,30 @@ def with_all_models(config: Config) -> Config:
     """The config with a row for each model of triples as what entities start from, and one for
     random numbers: what `keft gain --vary kge` compares."""
     names: tuple[Any, ...] = (*(f"{model}-init" for model in PRESETS), "random-init")
-    names = tuple(dict.fromkeys((*config.gain.variants, *names)))
-    gain = dataclasses.replace(config.gain, variants=names)
-    return dataclasses.replace(config, gain=gain)
+    return _with(config, names)
+
+
+def with_all_ways(config: Config) -> Config:
+    """The config with a row for each way of using the knowledge, each beside the same made of the
+    shuffled graph: what `keft gain --vary knowledge` compares. The graph network as the config has
+    it is the row `true`; attributes are one way, so the file of knowledge.attributes becomes that
+    of gain.attributes."""
+    known, gain = config.knowledge, config.gain
+    gain = dataclasses.replace(gain, attributes=gain.attributes or known.attributes)
+    config = dataclasses.replace(
+        config, gain=gain, knowledge=dataclasses.replace(known, attributes="", text="none")
+    )
+    ways: list[Any] = [
+        name
+        for name, v in VARIANTS.items()
+        if v.text or v.graph or (v.attributes and gain.attributes)
+    ]
+    return _with(config, ways)
+
+
+def _with(config: Config, variants: Iterable[Any]) -> Config:
+    names = tuple(dict.fromkeys((*config.gain.variants, *variants)))
+    return dataclasses.replace(config, gain=dataclasses.replace(config.gain, variants=names))
 
 
 def preset(model: str, width: int) -> KgeConfig:
@@ -101,6 +144,9 @@ def preset(model: str, width: int) -> KgeConfig:
 def vary(config: Config, variant: Variant, run: Callable[[str], str]) -> Config:
     """The table's config with the variant in it. run: directory of a run of a model of triples.
     Raises KeftError where the two do not go together."""
+    if variant.text:
+        known = dataclasses.replace(text_alone(config).knowledge, text=variant.text)
+        return dataclasses.replace(text_alone(config), knowledge=known)
     objective, weight = config.objective, config.gain.term_weight
     entities = run(variant.entities) if variant.entities in PRESETS else variant.entities
     kge = config.kge
@@ -113,7 +159,16 @@ def vary(config: Config, variant: Variant, run: Callable[[str], str]) -> Config:
     knowledge = config.knowledge
     if entities:
         knowledge = dataclasses.replace(knowledge, entities=entities, entity_width=0)
-    return dataclasses.replace(config, knowledge=knowledge, objective=objective, kge=kge)
+    graph = config.graph
+    if variant.graph:
+        graph = dataclasses.replace(graph, kind=variant.graph)
+    if variant.attributes:
+        if not config.gain.attributes:
+            raise KeftError("gain.attributes = '': the variant `attributes` needs a file of them")
+        knowledge = dataclasses.replace(knowledge, attributes=config.gain.attributes)
+    return dataclasses.replace(
+        config, knowledge=knowledge, objective=objective, kge=kge, graph=graph
+    )
 
 
 class Variants:
@@ -136,9 +191,19 @@ class Variants:
         if row not in self._made:
             self._made[row] = self._make(VARIANTS[row])
         trainer, given = self._made[row]
-        as_row = ("shuffled", seed) if VARIANTS[row].shuffled else None
+        made = VARIANTS[row].shuffled and VARIANTS[row].reads == JUDGED
+        as_row = ("shuffled", seed) if made else None
         trainer.given = dataclasses.replace(given, as_row=as_row)
         return trainer
+
+    def reads(self, row: str) -> tuple[str, Knowledge]:
+        """The row of the table whose data a row reads, and how they are read."""
+        own, variant = self.base.parts.knowledge, VARIANTS.get(row)
+        if variant is None:
+            return row, own
+        if variant.text or variant.attributes:
+            own = self.trainer(row, 0).parts.knowledge
+        return variant.reads, own
 
     def cost(self, row: str, train: Dataset) -> float:
         """Step time over that of the row `true`."""
@@ -149,7 +214,12 @@ class Variants:
         parts = self.base.parts
         ours = parts.knowledge
         config = resolve(vary(parts.config, variant, self._run))
-        other = assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors)
+        has = ours.attributes
+        if variant.attributes:
+            has = entity_attributes(config, ours.kg)
+        has = has if config.knowledge.attributes else None
+        other = assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors, has)
+        other = drop_groups(other)
         given, program = load_given(other), _program(config)
         if program not in self._trainers:
             self._trainers[program] = Trainer(other, given)
