@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 
 from keft_jax.config.errors import KeftError
-from keft_jax.config.model import EncoderConfig
+from keft_jax.config.model import EncoderConfig, FusionConfig
 from keft_jax.config.train import GroupConfig
 from keft_jax.config.whole import Config
 
-MODES = ("", "frozen", "scratch")
+MODES = ("", "frozen", "scratch", "text")
 _TEXT = ("embed", "encoder")
 """Beginnings of the paths of the text encoder's parameters."""
+_GRAPH = ("nodes", "exchanges", "triples")
+"""Of those that are there for the graph alone."""
 
 
 def read_arg(arg: str) -> tuple[int, str]:
-    """`300`, `all` or either with `,frozen` or `,scratch` -> (labels to draw, 0: all; mode)."""
+    """`300`, `all` or either with a mode, `300,frozen` -> (labels to draw, 0: all; mode)."""
     labels, _, mode = arg.partition(",")
     if not (labels == "all" or (labels.isdecimal() and int(labels) > 0)) or mode not in MODES:
         raise KeftError(
             f"--config ...:{arg}: give a number of labelled texts or `all`, and after it, if you "
-            "like, `,frozen` or `,scratch`"
+            "like, `,frozen`, `,scratch` or `,text`"
         )
     return (0 if labels == "all" else int(labels)), mode
 
@@ -34,9 +36,20 @@ def largest(sizes: tuple[int, ...], labels: int) -> int:
 def with_mode(config: Config, mode: str) -> Config:
     """The recipe run otherwise. frozen: the text encoder stays as pre-trained, so that what is
     learned is what stands on it. scratch: four layers from scratch in its place, with word pieces
-    of the pool; they learn at the full rate. `""`: as it is."""
+    of the pool; they learn at the full rate. text: plain BERT without the graph network, its labels
+    read off [CLS]; a student that is exported as such (docs/distillation.md). `""`: as it is."""
     if not mode:
         return config
+    if mode == "text":
+        groups = [g for g in config.optim.groups if not g.match.startswith(_GRAPH)]
+        pools = config.task.kind in ("classification", "relation", "typing")
+        return dataclasses.replace(
+            config,
+            name=f"{config.name}-{mode}",
+            task=dataclasses.replace(config.task, pooling="cls" if pools else "auto"),
+            fusion=FusionConfig(kind="none"),
+            optim=dataclasses.replace(config.optim, groups=tuple(groups)),
+        )
     groups = [g for g in config.optim.groups if not g.match.startswith(_TEXT)]
     encoder = config.encoder
     if mode == "frozen":
