@@ -190,10 +190,11 @@ class Tfds:
     then reads it by --data.train=tfds:NAME:SPLIT. One that keft made before is replaced."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """Name of the data set; keft_quickstart makes its own source."""
+    """Name of the data set. keft_GENERATOR (docs/data-sets.md) is made from a folder of raw files;
+    keft_quickstart makes its own source."""
     source: tuple[str, ...] = ()
     """Files of examples, one for each split: FILE or SPLIT=FILE. Or their folder, with its graph in
-    kg, aliases and descriptions."""
+    kg, aliases, descriptions and attributes. For keft_GENERATOR: its folder of raw files."""
     kg: str = ""
     """File of the graph to place beside the splits, as it is."""
     lists: tuple[str, ...] = ()

@@ -9,18 +9,22 @@ import random
 import shutil
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
+import raw_data
 import tensorflow_datasets as tfds
 import tiny
 
 from keft_jax import cli
 from keft_jax.config import DataConfig, EvalConfig, FusionConfig, KeftError, OptimConfig
 from keft_jax.data import quickstart, tfds_builders
+from keft_jax.data.generators import GENERATORS
 from keft_jax.data.source import read_examples
 from keft_jax.data.tfds import prepared, read_tfds
 from keft_jax.data.tfds_builders import TableForm, prepare
+from keft_jax.options import load_config_file
 from keft_jax.train.run import train
 
 LABELS = ("negative", "positive")
@@ -406,3 +410,26 @@ def test_metaqa(shared, tmp_path):
         found = read_examples(f"tfds:keft_metaqa:{split}", data, need=("answers", "pattern"))
         assert len(found) == 200
         assert same(found, read_examples(source / f"1hop-{split}.jsonl.gz", data))
+
+
+@pytest.mark.parametrize("name", ["typing", "commonsense", "squad", "wikigold"])
+def test_made_from_raw_files(name, tmp_path):
+    """What a generator makes, with its graph; read by the fields of its recipe."""
+    raw = raw_data.write_all(tmp_path / "raw")
+    GENERATORS[name](str(raw), tmp_path / "files")
+    made, _ = prepare(f"keft_{name}", [str(raw)], folder=str(tmp_path / "tfds"))
+    config = load_config_file(str(Path(__file__).parents[1] / f"configs/{name}.py"))
+    data = dataclasses.replace(config.data, tfds_dir=str(tmp_path / "tfds"))
+    for file in (data.train, data.select, *data.test):
+        split = Path(file).stem
+        found = read_examples(f"tfds:keft_{name}:{split}", data)
+        assert same(found, read_examples(tmp_path / f"files/{split}.jsonl", data))
+    for file in (tmp_path / "files").glob("*.tsv"):
+        assert (made / file.name).read_bytes() == file.read_bytes()
+
+
+def test_raw_files_that_are_not_there(tmp_path):
+    for sources, said in (([], "no such folder"), (["a", "b"], "2 given; keft_cola is made from")):
+        with pytest.raises(KeftError, match=said):
+            prepare("keft_cola", sources, folder=str(tmp_path))
+    assert not list(tmp_path.rglob("*.json"))

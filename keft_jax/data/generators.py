@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from keft_jax.config import KeftError
+
 Generator = Callable[[str, Path], None]
 """(folder of raw files, folder for the files that are made). Raises KeftError with what is missing
 or wrong, by file and line."""
@@ -23,7 +25,8 @@ def _of(module: str) -> Generator:
 def _quickstart(source: str, folder: Path) -> None:
     from keft_jax.data import quickstart
 
-    del source  # it reads no raw files
+    if source:
+        raise KeftError(f"data.source = {source!r}: quickstart reads no raw files; leave it out")
     quickstart.generate(folder)
 
 

@@ -20,14 +20,17 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from keft_jax.config import KeftError
+from keft_jax.data.generators import GENERATORS
 from keft_jax.data.records import SourceReport, read_records, require_file
 from keft_jax.data.tfds import READABLE, data_dir
 
 VERSION = "1.0.0"
-GRAPH = ("kg", "aliases", "descriptions")
+GRAPH = ("kg", "aliases", "descriptions", "attributes")
 """Files of a folder that are the graph's, by their names without a suffix; copied as they are."""
 SUFFIXES = (".jsonl", ".ndjson", ".tsv", ".csv", ".parquet")
 """Files of a folder that are splits; text may be .gz."""
+OWN = "keft_"
+"""A data set called so and after a generator is what that one makes of its raw files."""
 METAQA = {"train": "1hop-train.jsonl.gz", "valid": "1hop-valid.jsonl.gz"}
 Kinds = Mapping[str, str]
 """Field -> "text", "list" (of texts) or "json" (anything deeper, as text)."""
@@ -115,7 +118,8 @@ def prepare(
     """Prepares a data set whole, or leaves what was there.
 
     Args:
-      name: of the data set. `keft_quickstart` needs no source; the folder of `keft_metaqa` has
+      name: of the data set. The source of `keft_NAME`, for a generator NAME (data/generators.py),
+        is its folder of raw files; `keft_quickstart` needs none. The folder of `keft_metaqa` has
         that data's own names of files.
       sources: files (a split is called after its file, or `SPLIT=FILE`), or one folder of them.
       kg: file of the graph to place beside the splits; a folder's own is found.
@@ -142,10 +146,11 @@ def prepare(
     except OSError as error:
         raise KeftError(f"{root}: cannot write there ({error.strerror}); set --data_dir") from error
     try:
-        if name == "keft_quickstart" and not sources:
-            from keft_jax.data import quickstart
-
-            quickstart.generate(temp / "source")
+        generator = GENERATORS.get(name.removeprefix(OWN)) if name.startswith(OWN) else None
+        if generator:
+            if len(sources) > 1:
+                raise KeftError(f"--source: {len(sources)} given; {name} is made from one folder")
+            generator(sources[0] if sources else "", temp / "source")
             sources = [str(temp / "source")]
         splits, graph = _find(name, sources)
         graph += [require_file(Path(kg))] if kg else []
