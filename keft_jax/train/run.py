@@ -41,6 +41,7 @@ from keft_jax.train.console import Display, introduce, print_summary
 from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.evaluator import NotFiniteError
 from keft_jax.train.given import Given, make_given, make_triple_given
+from keft_jax.train.linked import score_entities
 from keft_jax.train.loop import Fit, Hooks, P, Scalars, Trainer, fit, make_plan, pick
 from keft_jax.train.metrics import MetricsFile, TensorBoard
 from keft_jax.train.parts import (
@@ -124,6 +125,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             rows = trainer.evaluate(params, dataset)
             scores[name] = parts.task.summarise(rows)
             covers[name] = cover(dataset, parts)
+            if isinstance(parts, Parts) and parts.linked is not None:
+                scores[name] |= score_entities(parts, params, train_set, dataset)
             if isinstance(parts, TripleParts):
                 slices[name] = by_relation(rows, parts.relations)
         summary = {
