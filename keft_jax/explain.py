@@ -1,4 +1,5 @@
-"""Which facts an answer rests on, by occlusion: each fact is taken out and the model asked again.
+"""Which facts an answer rests on, by occlusion: each fact is taken out, of the graph and of the
+text that it is written into, and the model asked again.
 
 Unlike attention or gradients this measures what it says: how much of the answer's probability goes
 with the fact.
@@ -16,12 +17,13 @@ import numpy as np
 
 from keft_jax.data.batch import Batch
 from keft_jax.data.features import Dataset
+from keft_jax.kg.store import Triple
 from keft_jax.train.loop import Trainer
 
 
 @dataclass(frozen=True)
 class Fact:
-    """An edge of one example's subgraph, in its forward direction."""
+    """An edge of one example's subgraph, in its forward direction, or a fact in its text."""
 
     head: int  # node
     relation: str
@@ -60,41 +62,53 @@ def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanatio
     def explain(params: Any, dataset: Dataset, number: int) -> Explanation:
         length = parts.config.data.buckets[-1]
         one = dataset.batch(length, np.array([number]))
-        facts = find_facts(one)
-        without = [one] + [remove_edges(one, edges) for edges, _ in facts]
+        seeds, knowledge = dataset.seeds[[number]], dataset.knowledge
+        count, names = int(one.graph.n_node[0, 0]), knowledge.kg.names
+        nodes = [names[e] for e in one.graph.nodes["entity"][0, :count]]
+        mentioned = [bool(m) for m in one.graph.nodes["mention"][0, :count]]
+        edges = find_facts(one, nodes)
+        written = knowledge.written(one, seeds, *dataset.row)
+
+        def take_out(fact: Triple) -> Batch:
+            left = remove_edges(one, edges.get(fact, []))
+            return knowledge.write(left, seeds, *dataset.row, without=[fact])
+
+        facts = list(dict.fromkeys((*edges, *written)))
+        without = [one] + [take_out(fact) for fact in facts]
         asked = ask(params, jax.tree.map(lambda *x: np.concatenate(x), *without))
         choice = int(asked[0].argmax())
         before = float(asked[0, choice])
-        relations = parts.knowledge.vocabulary.relations
+        # What is written may be of entities that the subgraph has no room for.
+        nodes += sorted({end for head, _, tail in facts for end in (head, tail)} - set(nodes))
+        mentioned += [False] * (len(nodes) - len(mentioned))
         found = [
             Fact(
-                head=head,
-                relation=relations[relation],
-                tail=tail,
+                head=nodes.index(head),
+                relation=relation,
+                tail=nodes.index(tail),
                 importance=max(0.0, 1 - float(asked[i + 1, choice]) / before),
             )
-            for i, (_, (head, relation, tail)) in enumerate(facts)
+            for i, (head, relation, tail) in enumerate(facts)
         ]
-        count = int(one.graph.n_node[0, 0])
         return Explanation(
             answer=parts.task.choices[choice],
             probability=before,
-            nodes=[parts.knowledge.kg.names[e] for e in one.graph.nodes["entity"][0, :count]],
-            mentioned=[bool(m) for m in one.graph.nodes["mention"][0, :count]],
+            nodes=nodes,
+            mentioned=mentioned,
             facts=sorted(found, key=lambda fact: -fact.importance),
         )
 
-    def find_facts(one: Batch) -> list[tuple[list[int], tuple[int, int, int]]]:
-        """[(its edges, (head node, relation, tail node))] of a batch of one."""
-        graph, known = one.graph, len(parts.knowledge.vocabulary.relations)
-        facts: dict[tuple[int, int, int], list[int]] = {}
+    def find_facts(one: Batch, nodes: list[str]) -> dict[Triple, list[int]]:
+        """{fact: its edges} of a batch of one."""
+        graph, relations = one.graph, parts.knowledge.vocabulary.relations
+        facts: dict[Triple, list[int]] = {}
         for edge in range(int(graph.n_edge[0, 0])):
-            head, tail = int(graph.senders[0, edge]), int(graph.receivers[0, edge])
+            head, tail = nodes[graph.senders[0, edge]], nodes[graph.receivers[0, edge]]
             relation = int(graph.edges["relation"][0, edge])
-            if relation >= known:
-                head, relation, tail = tail, relation - known, head
-            facts.setdefault((head, relation, tail), []).append(edge)
-        return [(edges, fact) for fact, edges in facts.items()]
+            if relation >= len(relations):
+                head, relation, tail = tail, relation - len(relations), head
+            facts.setdefault((head, relations[relation], tail), []).append(edge)
+        return facts
 
     return explain
 

@@ -190,6 +190,11 @@ def test_rows_read_their_own_facts_behind_the_same_text(plain, text):
             assert facts == f"lives in {home}"
         wrong += read(parts, rows["shuffled"].table, i)[1] != facts
     assert wrong > 0.8 * len(data)  # some change places with one who lives there too
+    one = data.batch(40, np.array([0]))
+    facts = knowledge.written(one, data.seeds[:1], "true", 0)
+    assert [f[1] for f in facts] == ["lives_in"]
+    bare = knowledge.write(one, data.seeds[:1], "true", 0, without=facts)
+    assert bare.length == bare.own == one.own and (bare.tokens[0, bare.own[0] :] == 0).all()
     said = read(parts, rows["untyped"].table, 0)[1]
     assert said.endswith("to town0") and "lives in" not in said
     again = with_row(with_row(data, knowledge, "shuffled", 3), knowledge, "true", 0)

@@ -99,8 +99,13 @@ class Config:
             "no lengths for; use auto",
         )
         fused = self.fusion.kind != "none"
+        check(
+            fused or self.objective.distill.active or not known.attributes,
+            "knowledge.attributes",
+            known.attributes,
+            "only a graph network reads them; set fusion.kind",
+        )
         for name, value in (
-            ("knowledge.attributes", known.attributes),
             ("knowledge.entities", known.entities),
             ("knowledge.relations", known.relations),
             ("objective.entities.weight", self.objective.entities.weight),

@@ -311,7 +311,7 @@ def generate(config: Config) -> None:
     if not data.generator or data.train.startswith(PREFIX):
         return
     files = [data.train, data.select, *map(split_path, data.test), config.knowledge.kg]
-    files.append(config.knowledge.attributes)
+    files += [config.knowledge.attributes, config.gain.attributes]
     made = [f for f in files if f and not f.startswith(PREFIX)]  # the rest is of `keft tfds`
     if not all(Path(f).exists() for f in made):
         GENERATORS[data.generator](data.source, Path(data.train).parent)

@@ -285,6 +285,7 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
         ("list of relations", lambda p: p.knowledge.vocabulary.relations, reads),
         ("knowledge.row", lambda p: p.config.knowledge.row, reads),
         ("knowledge.vectors", _vectors, reads),
+        ("knowledge.attributes", lambda p: p.inputs().get("knowledge.attributes"), reads),
     ):
         if needed and of(parts) != of(teacher):
             raise KeftError(
