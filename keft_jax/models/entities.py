@@ -33,7 +33,7 @@ class EntityHead(nnx.Module):
         share = inside / jnp.maximum(inside.sum(-1, keepdims=True), 1)
         state_bmd = jnp.einsum("bml,bld->bmd", share, x_bld.astype(jnp.float32))
         query_bmw = self.scale * self.query(self.norm(gelu(self.transform(state_bmd))))
-        if target.candidate is None:
+        if target.candidate is None or target.there is None:
             logits = jnp.einsum("bmw,rw->bmr", query_bmw, table_rw)
             row = jnp.arange(len(table_rw))
             return jnp.where((row >= 1) & (row <= self.entities), logits, NEVER)

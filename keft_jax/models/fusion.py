@@ -322,7 +322,7 @@ class FusedModel(nnx.Module):
                 edge_gates += gates
             states.append(x_bld)
             done = stop
-        linked = None
+        linked: Any = None
         if self.linked is not None and "entities" in batch.targets:
             linked = self.linked(x_bld, use(self.nodes.rows), batch)
         if head == "entities":

@@ -74,7 +74,7 @@ class EntityPrediction(OneRow):
         """As many as are masked on average, where there is room for them."""
         return self._share * (batch.mentions.node >= 0).sum()
 
-    def loss(self, logits_bmc: jax.Array, target: EntityTarget) -> jax.Array:
+    def loss(self, logits_bmc: Any, target: EntityTarget) -> jax.Array:
         """logits: models/entities.py."""
         label_bm = target.row if target.candidate is None else jnp.zeros_like(target.row)
         taken = jnp.take_along_axis(jax.nn.log_softmax(logits_bmc), label_bm[..., None], 2)
