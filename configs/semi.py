@@ -1,0 +1,47 @@
+"""SST-2 from 100 labels, and the other 60,000 training sentences without theirs.
+
+python train.py --config configs/semi.py:consistency --data.source=../shared/data \
+    --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
+python benchmarks/semi.py --source=../shared/data --pretrained=../shared/models/all-MiniLM-L6-v2
+
+After the colon: `labelled` (the 100 alone), `self-training` (the model's own sure answers for texts
+as they are), `consistency` (for texts with words masked, and replaced by others of which the
+lexicons say the same), or `mlm` (masked language modelling of the other sentences). All have the
+same number of updates on the same labels; --knowledge.row=none is each of them without the graph,
+and then without words replaced.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from keft_jax.config import Config, ConsistencyConfig, MlmConfig, ObjectiveConfig
+from keft_jax.options import load_config_file
+
+OBJECTIVES = {
+    "labelled": ObjectiveConfig(),
+    "self-training": ObjectiveConfig(
+        consistency=ConsistencyConfig(weight=1.0, threshold=0.8, mask=0.0)
+    ),
+    "consistency": ObjectiveConfig(
+        consistency=ConsistencyConfig(weight=1.0, threshold=0.8, mask=0.15, swap=0.3)
+    ),
+    "mlm": ObjectiveConfig(mlm=MlmConfig(weight=0.1)),
+}
+
+
+def get_config(arg: str = "consistency") -> Config:
+    base = load_config_file(f"{Path(__file__).with_name('sst2.py')}:100")
+    unlabelled = 0 if arg == "labelled" else 24
+    return dataclasses.replace(
+        base,
+        name=f"semi-{arg}",
+        data=dataclasses.replace(base.data, unlabelled="rest" if unlabelled else ""),
+        objective=OBJECTIVES[arg],
+        optim=dataclasses.replace(
+            base.optim,
+            steps=80,
+            unlabelled=unlabelled,
+            ema=0.95 if OBJECTIVES[arg].consistency.weight else 0.0,
+        ),
+        eval=dataclasses.replace(base.eval, every=20),
+    )
