@@ -94,10 +94,13 @@ class Attention(nnx.Module):
         y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
         return self.out(y.reshape(x_bld.shape))
 
-    def scores(self, x_bld: jax.Array) -> jax.Array:
-        """What the softmax is of, before the mask: f32[b, h, query, key]."""
+    def scores(self, x_bld: jax.Array, mask: jax.Array) -> jax.Array:
+        """What the softmax is of: f32[b, h, query, key], -1e9 where one is not read. mask: as that
+        of Encoder.run."""
         q, k, _ = jnp.moveaxis(shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv"), 2, 0)
-        return jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
+        scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
+        mask_bql = mask[:, None] if mask.ndim == 2 else mask
+        return jnp.where(mask_bql[:, None], scores, -1e9)
 
 
 class Block(nnx.Module):

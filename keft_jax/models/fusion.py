@@ -62,7 +62,7 @@ class Output:
     # and after each layer
     projected: list[jax.Array] = flax.struct.field(default_factory=list)  # these in the width of
     # the teacher's
-    attention: jax.Array | None = None  # f32[b, h, l, l]: the last layer's scores, before softmax
+    attention: jax.Array | None = None  # f32[b, h, l, l]: of the last layer, before the softmax
 
 
 def row_width(config: Config) -> int:
@@ -334,7 +334,7 @@ class FusedModel(nnx.Module):
         )
         if inner:
             ways = states if self.to_teacher is None else [self.to_teacher(x) for x in states]
-            attention = self.encoder.blocks[str(depth - 1)].attention.scores(states[-2])
+            attention = self.encoder.blocks[str(depth - 1)].attention.scores(states[-2], mask)
             out = dataclasses.replace(out, states=states, projected=ways, attention=attention)
         if self.mentions is None:
             return out

@@ -50,12 +50,11 @@ def match_states(
 def match_attention(taught: jax.Array, own: jax.Array, mask_bl: jax.Array) -> jax.Array:
     """f32[b]: KL(teacher || student) of attention distributions, the mean over heads and over real
     queries (Wang et al. 2020). taught, own: scores f32[b, heads, l, l], each with its own number of
-    heads. Where these differ, neighbouring heads are joined into as many as divide both, as the
-    relation heads of MiniLMv2 (Wang et al. 2021): the score of joined heads is that of their
-    queries and keys end to end."""
+    heads, -1e9 where a key is not read. Where these numbers differ, neighbouring heads are joined
+    into as many as divide both, as the relation heads of MiniLMv2 (Wang et al. 2021): the score of
+    joined heads is that of their queries and keys end to end."""
     heads = math.gcd(taught.shape[1], own.shape[1])
-    bias = jnp.where(mask_bl, 0.0, -1e9)[:, None, None, :]
-    each_brl = diverge(_join(taught, heads) + bias, _join(own, heads) + bias, 1.0)
+    each_brl = diverge(_join(taught, heads), _join(own, heads), 1.0)
     return _over_tokens(each_brl.mean(1), mask_bl)
 
 
