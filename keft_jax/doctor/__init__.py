@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from keft_jax.config import Config, KeftError
+from keft_jax.config import REST, Config, KeftError
 from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example
 from keft_jax.data.splits import set_aside
@@ -86,7 +86,9 @@ def examine(
     report["expect"] = expect(parts, learnt, judged, seeds)
     if cost:
         say("compiling a step")
-        report["cost"] = look_at_cost(parts, given(train, parts), len(splits.select))
+        whole = replace(splits, train=train.examples)
+        mixed = parts.training(whole) if config.data.unlabelled else train
+        report["cost"] = look_at_cost(parts, given(mixed, parts), len(splits.select))
     report["sampled"] = sampled
     linked = report["coverage"]["train"]["linked"]
     report["verdict"] = judge(report["expect"], linked)
@@ -134,7 +136,7 @@ def look_at_cost(parts: Parts, train: Dataset, selected: int) -> Report:
     config = parts.config
     begin = time.perf_counter()
     trainer = Trainer(parts, load_given(parts))
-    length, indices = make_plan(_all_of(config), train, config.seed).batch(0)
+    length, indices = make_plan(_all_of(config, len(train)), train, config.seed).batch(0)
     batch = train.batch(length, indices)
     compiled = compile_step(trainer, batch)
     compile_s = time.perf_counter() - begin
@@ -168,6 +170,8 @@ def look_at_cost(parts: Parts, train: Dataset, selected: int) -> Report:
     }
 
 
-def _all_of(config: Config) -> Config:
-    """The sample is what there is: nothing is drawn from it."""
-    return replace(config, data=replace(config.data, draw=0))
+def _all_of(config: Config, size: int) -> Config:
+    """The sample is what there is: nothing is drawn from it, or less than there is where the rest
+    is read too."""
+    draw = min(config.data.draw, size - 1) if config.data.unlabelled == REST else 0
+    return replace(config, data=replace(config.data, draw=draw))
