@@ -4,14 +4,20 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from flax import nnx
 
 import keft_jax
-from keft_jax.config import KeftError
+from keft_jax.config import (
+    Config,
+    EncoderConfig,
+    FusionConfig,
+    KeftError,
+    KnowledgeConfig,
+    TaskConfig,
+)
 from keft_jax.data.batch import own_mask, sight
 from keft_jax.data.features import with_row
 from keft_jax.data.rows import ROWS as SPECS
@@ -122,6 +128,25 @@ def test_what_cannot_be_injected(field, message):
         inject_knowledge("x", PAPER, **field)
 
 
+def test_configs_that_cannot_write_facts():
+    bare = {"fusion": FusionConfig(kind="none"), "task": TaskConfig(kind="classification")}
+    for field, message in (
+        ({"knowledge": KnowledgeConfig(text="visible")}, r"knowledge\.text = 'visible'"),
+        ({"knowledge": KnowledgeConfig(kg="x", attributes="a")}, r"knowledge\.attributes"),
+        (
+            {
+                "knowledge": KnowledgeConfig(kg="x", text="visible"),
+                "encoder": EncoderConfig(attention="cudnn"),
+            },
+            r"encoder\.attention = 'cudnn'",
+        ),
+    ):
+        with pytest.raises(KeftError, match=message):
+            Config(**bare, **field)
+    with pytest.raises(KeftError, match="text_facts = 0"):
+        KnowledgeConfig(text_facts=0)
+
+
 # --- in a data set
 
 
@@ -135,7 +160,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(folder):
     encoder = dataclasses.replace(tiny.config(folder).encoder, max_length=40, layers=2)
-    config = tiny.config(folder, fusion=tiny.FusionConfig(kind="none"), encoder=encoder)
+    config = tiny.config(folder, fusion=FusionConfig(kind="none"), encoder=encoder)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=(12, 40)))
     written = dataclasses.replace(config.knowledge, text="verbalise")  # its names are words
     made, splits = build(dataclasses.replace(config, knowledge=written))
@@ -299,21 +324,21 @@ def test_padding_is_never_read(tree):
     np.testing.assert_array_equal(one[real], two[real])
 
 
-@pytest.mark.parametrize("text", ["verbalise", "visible"])
-def test_without_facts_it_is_plain_bert(plain, text):
+def test_without_facts_it_is_plain_bert(plain):
     """Bit for bit, with the parameters and the step's random numbers of the plain model."""
     parts, data = plain
-    other, facts = with_text(plain, text)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype("f"), parts.model.abstract())
-    key = jax.random.key(1)
-    one = with_row(data, parts.knowledge, "none", 0).batch(40, np.arange(4))
-    two = with_row(facts, other.knowledge, "none", 0).batch(40, np.arange(4))
-    outs = [
-        jax.jit(p.model.apply)(params, b, parts.knowledge.names, key).logits
-        for p, b in ((parts, one), (other, two))
-    ]
-    np.testing.assert_array_equal(*outs)
-    true = with_row(facts, other.knowledge, "true", 0).batch(40, np.arange(4))
-    read_ = jax.jit(other.model.apply)(params, true, parts.knowledge.names, key).logits
-    assert np.abs(read_ - outs[0]).max() > 1e-4 and jnp.isfinite(read_).all()
+
+    def read_(of, batch):
+        return jax.jit(of.model.apply)(params, batch, names, jax.random.key(1)).logits
+
+    names, every = parts.knowledge.names, np.arange(4)
+    bare = read_(parts, with_row(data, parts.knowledge, "none", 0).batch(40, every))
+    for text in ("verbalise", "visible"):
+        other, facts = with_text(plain, text)
+        none = with_row(facts, other.knowledge, "none", 0).batch(40, every)
+        true = with_row(facts, other.knowledge, "true", 0).batch(40, every)
+        none, true = (read_(other, batch) for batch in (none, true))
+        np.testing.assert_array_equal(none, bare)
+        assert np.abs(true - bare).max() > 1e-4 and np.isfinite(true).all()
