@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from keft_jax.config import (
     EvalConfig,
     KeftError,
     MeshConfig,
+    MlmConfig,
     ObjectiveConfig,
     OptimConfig,
     TaskConfig,
@@ -31,12 +33,11 @@ from keft_jax.train.parts import build
 TERM = ConsistencyConfig(weight=0.5, threshold=0.5, mask=0.3, swap=0.7)
 
 
-def config(folder, term=TERM, mesh=None, data=None, **optim):
+def config(folder, term=TERM, mesh=None, data=None, mlm=0.0, **optim):
     """8 labelled questions of 40, the rest without labels; no dropout."""
     optim = {"steps": 6, "batch": 8, "unlabelled": 24, "learning_rate": 1e-2, "ema": 0.9} | optim
     made = tiny.classification(
         folder,
-        objective=ObjectiveConfig(consistency=ConsistencyConfig()),
         mesh=mesh or MeshConfig(data=1),
         eval=EvalConfig(every=3, batch=8),
     )
@@ -45,7 +46,7 @@ def config(folder, term=TERM, mesh=None, data=None, **optim):
         data=dataclasses.replace(made.data, draw=8, **(data or {"unlabelled": "rest"})),
         encoder=dataclasses.replace(made.encoder, dropout=0.0),
         optim=OptimConfig(**optim),
-        objective=ObjectiveConfig(consistency=term),
+        objective=ObjectiveConfig(consistency=term, mlm=MlmConfig(weight=mlm)),
     )
 
 
@@ -211,6 +212,27 @@ def test_labels_of_the_rest_reach_no_loss(folder, world):
         assert loss == outs[0][1]
     bare = without_label(splits.train[0])
     assert bare.label is None and bare.answers == () and bare.text == splits.train[0].text
+
+
+def test_a_file_of_texts_for_masked_language_modelling(folder):
+    """Its labels may be anything or absent; its texts are predicted as the others are."""
+    rows = [{"question": f"where does {p} live ?", "label": "?"} for p in tiny.PEOPLE]
+    rows += [{"question": "a text of another kind"}]
+    file = folder / "more.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = config(folder, ConsistencyConfig(), data={"unlabelled": str(file)}, mlm=0.1)
+    parts, splits = build(made)
+    train = parts.given(parts.training(splits))
+    plan = make_plan(made, train, 0)
+    batch = train.batch(*plan.batch(0))
+    assert "consistency" not in batch.targets and len(splits.unlabelled) == len(rows)
+    np.testing.assert_array_equal(batch.targets["label"].weight, [1] * 8 + [0] * 24)
+    np.testing.assert_array_equal(batch.targets["mlm"].weight, np.ones(32))
+    _, count_b = parts.beside._choose_from(batch)
+    assert float(parts.beside.total(batch)) == float(count_b.sum()) > 32
+    known = config(folder, data={"unlabelled": str(file)})
+    other = build(known)[0].training(splits)
+    assert (other.truth == -1).all() and len(other.truth) == len(rows)
 
 
 def numpy_softmax(logits, heat=1.0):
