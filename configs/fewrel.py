@@ -30,7 +30,7 @@ from keft_jax.config import (
 
 def get_config(arg: str = "480") -> Config:
     labels, mode = read_arg(arg)
-    steps = 150 if 0 < labels <= 100 else 300
+    steps = 60 if 0 < labels <= 100 else 200
     data = "data/fewrel"
     config = Config(
         name=f"fewrel-{labels or 'all'}",
@@ -69,9 +69,10 @@ def get_config(arg: str = "480") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
+                GroupConfig("head/context", 20.0),
             ),
         ),
-        eval=EvalConfig(every=steps // 3, batch=64),
+        eval=EvalConfig(every=steps // 2, batch=64),
         gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
     )
     return with_mode(config, mode)

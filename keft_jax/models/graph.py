@@ -89,6 +89,16 @@ class Edges:
             return jnp.where(self.received_ben[..., None] > 0, x[:, :, None], -jnp.inf).max(1)
         return jax.vmap(lambda x, i: jraph.segment_max(x, i, self.nodes))(x, self.receivers)
 
+    def context(self, node_bk: jax.Array, relations: int) -> jax.Array:
+        """Which of so many relations arrive at some nodes (-1: none), and how often: log(1 + count)
+        brought to unit length, f32[b, k, r]."""
+        arrives_bke = (node_bk[..., None] == self.receivers[:, None]) & self.mask_be[:, None]
+        kinds_ber = jax.nn.one_hot(self.relation_be, relations)
+        count_bkr = jnp.einsum("bke,ber->bkr", arrives_bke.astype(jnp.float32), kinds_ber)
+        some_bkr = jnp.log1p(count_bkr)
+        length_bk1 = jnp.sqrt((some_bkr**2).sum(-1, keepdims=True))
+        return some_bkr / jnp.maximum(length_bk1, 1e-6)
+
     def degrees(self) -> tuple[jax.Array, jax.Array]:
         """(out, in) f32[b, n], self-edge counted."""
         ones = self.mask_be.astype(jnp.float32)
@@ -140,7 +150,7 @@ class GraphLayer(nnx.Module):
         if config.kind == "rgat":
             self.relation_logit = param((2 * relations, heads), ("relation", "one"), normal)
             self.relation_value = param(
-                (2 * relations, heads * inner), ("relation", "kv"), glorot(2 * relations, inner)
+                (2 * relations, heads * inner), ("relation", "kv"), glorot(inner, inner)
             )
         if config.kind == "rgcn":
             self.relation_basis = param(

@@ -78,7 +78,8 @@ class ChoiceHead(ClassifyHead):
 
 class AnchorHead(nnx.Module):
     """The states at the marks before mentions, end to end, then a linear layer; beside it one on
-    the nodes of these mentions, which is nothing at first."""
+    the nodes of these mentions and one on their relational context (Wang et al. 2021, PathCon),
+    which are nothing at first."""
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
@@ -89,6 +90,11 @@ class AnchorHead(nnx.Module):
             inner = count * config.graph.width
             self.gate = NodeGate(config.graph, width) if config.graph.gate else None
             self.node = Linear(("mlp", inner), ("label", sizes.labels), kernel=zeros)
+            around = count * 2 * sizes.relations
+            self.context = Linear(
+                ("relation", around), ("label", sizes.labels), kernel=zeros, bias=False
+            )
+            self.relations = 2 * sizes.relations
         self.rate = config.encoder.dropout
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
@@ -110,6 +116,10 @@ class AnchorHead(nnx.Module):
         of_bkn = jax.nn.one_hot(node_bk, nodes_bnw.shape[1])
         own_bkw = jnp.einsum("bkn,bnw->bkw", of_bkn, nodes_bnw * gate_bn[..., None])
         delta = self.node(own_bkw.reshape(len(own_bkw), -1))
+        # As long as a state of the text, so that it learns at the same rate.
+        around_bkr = x_bld.shape[-1] ** 0.5 * edges.context(node_bk, self.relations)
+        around_bkr = around_bkr * jnp.einsum("bkn,bn->bk", of_bkn, gate_bn)[..., None]
+        delta = delta + self.context(around_bkr.reshape(len(around_bkr), -1))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
         return logits + jnp.where(there_b1, delta, 0), gate_bn, []
 
