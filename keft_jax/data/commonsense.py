@@ -1,6 +1,6 @@
 """CommonsenseQA (Talmor et al. 2019) with the 100,000 facts of ConceptNet of Li et al. (2016).
 
-kg.tsv         (concept, relation, concept), in words
+kg.tsv         (concept, relation, concept), in words; none of function words alone (`he`, `if you`)
 test.jsonl     the dev part: the test part has no answers
 select.jsonl   questions of the train part for choosing a checkpoint
 pool.jsonl     the other questions of the train part
@@ -20,6 +20,7 @@ from typing import Any
 from keft_jax.config import KeftError
 from keft_jax.data.raw import (
     SPLIT_SEED,
+    is_grammar,
     read_jsonl_gzip,
     read_lines,
     source_folder,
@@ -72,11 +73,13 @@ def read_questions(raw: Path, part: str) -> list[Row]:
 
 
 def read_conceptnet(raw: Path) -> Iterator[tuple[str, str, str]]:
-    """Raises KeftError with file:line."""
+    """Without concepts made of function words alone, which every text would name. Raises KeftError
+    with file:line."""
     for where, line in read_lines(raw / CONCEPTNET / "train.txt.gz"):
         match line.split("\t"):
             case [relation, head, tail]:
-                yield head, spoken(relation), tail
+                if not (is_grammar(head) or is_grammar(tail)):
+                    yield head, spoken(relation), tail
             case _:
                 raise KeftError(f"{where}: {line[:60]!r}; write relation<tab>head<tab>tail")
 

@@ -2,7 +2,8 @@
 fact are in FB15k-237 too, which has the names.
 
 kg.tsv             facts. An entity is called by its label; where several have one label, those but
-                   the most connected by label and Wikidata id
+                   the most connected by label and Wikidata id; so are films that are called by
+                   function words alone (`It`, `Up`), which texts shall not find
 aliases.tsv        labels that stand for an entity with another name, and other names
 descriptions.tsv   what Wikidata says of an entity in a line
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from keft_jax.config import KeftError
 from keft_jax.data.fewrel import read_entries, read_facts
-from keft_jax.data.raw import read_gzip, read_lines, write_tsv
+from keft_jax.data.raw import is_grammar, read_gzip, read_lines, write_tsv
 
 PARTS = ("kg/CoDEx-M", "kg/CoDEx-S", "kg/FB15k-237")
 
@@ -34,12 +35,13 @@ def write_named_graph(raw: Path, folder: Path) -> None:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for entity in sorted(degree, key=lambda e: (-degree[e], e)):
-        names[entity] = f"{label[entity]} ({entity})" if label[entity] in taken else label[entity]
+        own = label[entity] not in taken and not is_grammar(label[entity])
+        names[entity] = label[entity] if own else f"{label[entity]} ({entity})"
         taken.add(label[entity])
     aliases, descriptions = [], []
     for entity, name in names.items():
-        others = (one_line(other) for other in entries[entity].get("alternatives") or ())
-        aliases += [(name, other) for other in (label[entity], *others) if other not in ("", name)]
+        others = [label[entity], *map(one_line, entries[entity].get("alternatives") or ())]
+        aliases += [(name, o) for o in others if o not in ("", name) and not is_grammar(o)]
         described = one_line(entries[entity].get("description") or "")
         descriptions += [(name, described)] if described else []
     write_tsv(folder / "kg.tsv", ((names[h], relation.get(r, r), names[t]) for h, r, t in facts))

@@ -16,6 +16,21 @@ from keft_jax.files import write_atomic
 
 SPLIT_SEED = 20240
 R = TypeVar("R")
+_GRAMMAR = """
+a about above after again against all almost also although always am among an and another any anyone
+anything are around as at be because been before behind being below between both but by can cannot
+could did do does doing done down during each either else enough etc even ever every everyone
+everything everywhere few for from further get gets go goes had has have having he hence her here
+hers herself him himself his how however i if in instead into is it its itself just least less lot
+many may me might mine more most much must my myself neither no nobody none nor not nothing now of
+off often on once one only onto or other others otherwise our ours ourselves out over own per
+perhaps quite rather really same shall she should since so some someone something sometimes somewhere
+still such than that the their theirs them themselves then there these they this those though through
+thus to together too toward towards under until up upon us very was we well were what whatever when
+where whether which while who whom whose why will with within without would yet you your yours yourself
+"""
+FUNCTION_WORDS = frozenset(_GRAMMAR.split())
+"""English words that stand in a text for its grammar: what is called so is not found by name."""
 
 
 def source_folder(source: str, parts: Sequence[str]) -> Path:
@@ -71,6 +86,11 @@ def nested(rows: Sequence[R], key: Callable[[R], Any]) -> list[R]:
         for rank in range(len(classes[c]))
     ]
     return [classes[c][rank] for _, _, rank, c in sorted(places, key=lambda p: p[:3])]
+
+
+def is_grammar(name: str) -> bool:
+    """Whether all its words are function words (`if you`)."""
+    return FUNCTION_WORDS.issuperset(name.lower().split())
 
 
 def without(rows: Sequence[R], others: Iterable[R], key: Callable[[R], Any]) -> list[R]:
