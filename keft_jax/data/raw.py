@@ -17,17 +17,18 @@ from keft_jax.files import write_atomic
 SPLIT_SEED = 20240
 R = TypeVar("R")
 _GRAMMAR = """
-a about above after again against all almost also although always am among an and another any anyone
-anything are around as at be because been before behind being below between both but by can cannot
-could did do does doing done down during each either else enough etc even ever every everyone
-everything everywhere few for from further get gets go goes had has have having he hence her here
-hers herself him himself his how however i if in instead into is it its itself just least less lot
-many may me might mine more most much must my myself neither no nobody none nor not nothing now of
-off often on once one only onto or other others otherwise our ours ourselves out over own per
-perhaps quite rather really same shall she should since so some someone something sometimes somewhere
-still such than that the their theirs them themselves then there these they this those though through
-thus to together too toward towards under until up upon us very was we well were what whatever when
-where whether which while who whom whose why will with within without would yet you your yours yourself
+a about above after again against all almost also although always am among an and another any
+anyone anything are around as at be because been before behind being below between both but by can
+cannot could did do does doing done down during each either else enough etc even ever every
+everyone everything everywhere few for from further get gets go goes had has have having he hence
+her here hers herself him himself his how however i if in instead into is it its itself just least
+less lot many may me might mine more most much must my myself neither no nobody none nor not
+nothing now of off often on once one only onto or other others otherwise our ours ourselves out
+over own per perhaps quite rather really same shall she should since so some someone something
+sometimes somewhere still such than that the their theirs them themselves then there these they
+this those though through thus to together too toward towards under until up upon us very was we
+well were what whatever when where whether which while who whom whose why will with within without
+would yet you your yours yourself
 """
 FUNCTION_WORDS = frozenset(_GRAMMAR.split())
 """English words that stand in a text for its grammar: what is called so is not found by name."""
