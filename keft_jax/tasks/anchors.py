@@ -56,9 +56,8 @@ def mark(example: Example, count: int) -> Example:
 
     def moved(place: int, is_end: bool) -> int:
         """Marks stand outside of what they mark, and outside of whatever begins or ends there."""
-        before = (p < place or (p == place and (begins != is_end)) for p, begins, _ in put)
-        sizes = (len(piece) for _, _, piece in put)
-        return place + sum(size for size, b in zip(sizes, before, strict=True) if b)
+        before = (len(piece) for p, _, piece in put if p < place or (p == place and not is_end))
+        return place + sum(before)
 
     spans = tuple((moved(s, False), moved(e, True), name) for s, e, name in example.spans)
     return dataclasses.replace(example, text=text, spans=spans, pieces=tuple(pieces))
