@@ -20,10 +20,10 @@ from keft_jax.options import load_config_file
 OBJECTIVES = {
     "labelled": ObjectiveConfig(),
     "self-training": ObjectiveConfig(
-        consistency=ConsistencyConfig(weight=1.0, threshold=0.8, mask=0.0)
+        consistency=ConsistencyConfig(weight=1.0, threshold=0.95, mask=0.0)
     ),
     "consistency": ObjectiveConfig(
-        consistency=ConsistencyConfig(weight=1.0, threshold=0.8, mask=0.15, swap=0.3)
+        consistency=ConsistencyConfig(weight=1.0, threshold=0.95, mask=0.15, swap=0.3)
     ),
     "mlm": ObjectiveConfig(mlm=MlmConfig(weight=0.1)),
 }
