@@ -73,7 +73,8 @@ def fingerprint(examples: Any) -> str:
         return fingerprint_triples(examples)
     digest = hashlib.sha256()
     for e in examples:
-        row = [e.text, e.pair, e.label, e.answers, e.spans]
+        row: list[Any] = [e.text, e.pair, e.label, e.answers, e.spans]
+        row += [more for more in (e.tags, e.answer_spans, e.choices) if more]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 

@@ -272,7 +272,7 @@ def make_tokenizer(
     on the names of the graph where knowledge.text writes these too."""
     given, pretrained = config.data.vocab, config.encoder.pretrained
     if not (given or pretrained):
-        texts = [text for e in examples for text in (e.text, e.pair) if text]
+        texts = [text for e in examples for text in (e.text, e.pair, *e.choices) if text]
         written = kg is not None and config.knowledge.text != "none"
         names = [*kg.names, *map(phrase, kg.relations)] if kg and written else []
         return train_wordpiece(texts, config.data.vocab_size, names=names)
