@@ -9,6 +9,7 @@ import tiny
 
 from keft_jax.config import GainConfig, KeftError
 from keft_jax.data.features import with_row
+from keft_jax.data.lexicon import Lexicon, make_attributes
 from keft_jax.gain.variants import VARIANTS, Variants, vary, with_all_ways
 from keft_jax.kg.attributes import MOST, parse_value, read_attributes
 from keft_jax.kg.store import KG
@@ -77,6 +78,15 @@ def test_values_that_are_no_numbers(tmp_path):
         read_attributes(write(tmp_path / "b.tsv", colours), CITIES)
     with pytest.raises(KeftError, match="none of its 1 rows"):
         read_attributes(write(tmp_path / "c.tsv", [("x", "size", 1)]), CITIES)
+
+
+def test_polarity_of_lexicons():
+    one = Lexicon("A", {"good": 0.5, "bad": -1.0})
+    two = Lexicon("B", {"good": 1.0}, graded=False)
+    assert make_attributes([one, two]) == [
+        *(("bad", "polarity", -1.0), ("bad", "A valence", -1.0)),
+        *(("good", "polarity", 0.75), ("good", "A valence", 0.5)),
+    ]
 
 
 @pytest.fixture(scope="module")

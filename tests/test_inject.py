@@ -24,7 +24,7 @@ from keft_jax.data.rows import ROWS as SPECS
 from keft_jax.kg.store import KG
 from keft_jax.kg.verbalise import Writer, inject_knowledge, phrase
 from keft_jax.models.encoder import Encoder
-from keft_jax.train.parts import assemble, build
+from keft_jax.train.parts import assemble, build, load_parts, save_parts
 
 PAPER = KG.from_triples(
     [("Tim Cook", "CEO", "Apple"), ("Beijing", "capital", "China"), ("Beijing", "is_a", "City")]
@@ -239,6 +239,21 @@ def test_the_text_goes_before_its_facts(plain):
     )
     cut = parts.knowledge.write(short, data.seeds, "true", 0)
     assert (cut.length <= 12).all() and (cut.own == data.table.own).all()
+
+
+def test_a_run_writes_the_facts_of_the_graph_at_hand(plain, tmp_path):
+    parts, data = with_text(plain, "visible", text_facts=1)
+    save_parts(parts, tmp_path / "run")
+    again = load_parts(tmp_path / "run")
+    loaded = with_row(again.dataset(data.examples), again.knowledge, "true", 0)
+    for name in ("tokens", "length", "own", "position", "branch"):
+        one, two = (getattr(d.table, name) for d in (loaded, data))
+        np.testing.assert_array_equal(one, two)
+    kg = parts.knowledge.kg
+    moved = kg.remove([("person0", "lives_in", "town0")]).add([("person0", "lives_in", "town9")])
+    other = again.with_kg(moved)
+    live = with_row(other.dataset(data.examples[:1]), other.knowledge, "true", 0)
+    assert read(other, live.table, 0)[1] == "lives in town9"
 
 
 # --- in the model
