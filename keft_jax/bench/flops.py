@@ -21,11 +21,13 @@ from keft_jax.train.parts import Parts
 FORMULA = """\
 useful FLOPs of a step = 3 x forward; forward is the sum of
   encoder   layers (8 T d^2 + 4 T d f + 4 d sum(length^2))
-  head      mlm: P (2 d^2 + 2 d V); classification: b (2 d^2 + 2 d labels); kgqa: b (2 d^2 + 2 d E)
+  head      mlm: P (2 d^2 + 2 d V); classification: b (2 d^2 + 2 d labels); kgqa: b (2 d^2 + 2 d E);
+            relation, typing: b 2 d marks labels; tagging: T 2 d labels; span: T 4 d;
+            choice: b (2 d^2 + 2 d)
   graph     N 2 d w; per exchange: layers (2 N w^2 + 4 M w + gate (2 N w^2 + 2 b d w)), fusion
   fusion    mention_add: 2 w d mentions; cross_attention: 4 T d w + 4 N w^2 + 4 w sum(length nodes);
             interaction: b (2 d^2 + 8 d w)
-T real tokens, d width, f mlp, P predicted positions, V word pieces, b examples, E entities, N real
+T real tokens, d width, f mlp, P predicted positions, V word pieces, b texts, E entities, N real
 nodes, M real edges, w graph width (rgcn: w heads in 2 N w^2; triple kinds: 6 N w^2). kgqa has one
 exchange more, in its head, without fusion"""
 
@@ -56,14 +58,17 @@ def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
     encoder = c.encoder.layers * (
         8 * tokens * d * d + 4 * tokens * d * f + 4 * d * (length**2).sum()
     )
+    kind = c.task.kind
     choices = {
         "mlm": parts.knowledge.vocabulary.tokenizer.get_vocab_size(),
-        "classification": len(parts.labels),
         "kgqa": parts.knowledge.kg.n_entities,
-    }[c.task.kind]
-    asked = float(parts.task.total(batch)) if c.task.kind == "mlm" else b
-    pooler = 0 if c.task.kind == "classification" and c.task.reads == "mean" else 2 * d * d
-    head = asked * (pooler + 2 * d * choices)
+        "span": 2,
+        "choice": 1,
+    }.get(kind, len(parts.labels))
+    marks = {"relation": 2}.get(kind, 1) if c.task.reads == "marks" else 1
+    asked = {"mlm": float(parts.task.total(batch)), "tagging": tokens, "span": tokens}.get(kind, b)
+    plain = kind in ("tagging", "span") or (kind not in ("mlm", "kgqa") and c.task.reads != "cls")
+    head = asked * ((0 if plain else 2 * d * d) + 2 * d * choices * marks)
     graph = 0.0
     if c.fusion.kind != "none":
         nodes = np.asarray(batch.graph.n_node[:, 0], np.float64)
