@@ -91,7 +91,10 @@ def test_few_or_equal_labels_are_no_error():
 def test_marked_mentions_are_masked_in_order():
     example = Example(0, "Ada wrote to Bob .", spans=((13, 16, "b"), (0, 3, "a")))
     features = read_text(example, roles=True)
-    assert {"ada", "<1> wrote", "to <0>", "between wrote", "order [1, 0]"} <= set(features)
+    assert {"ada", "pair <1> wrote", "pair to <0>", "between wrote", "order [1, 0]"} <= set(
+        features
+    )
+    assert {"between ^ wrote", "between to $", "<1> ends ada", "<0> ends bob"} <= set(features)
     assert read_text(example, roles=False) == ["ada", "wrote", "to", "bob", "."]
 
 

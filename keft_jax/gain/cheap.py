@@ -63,7 +63,16 @@ class Cheap:
 
     @cached_property
     def _probes(self) -> Probes:
-        return Probes(self._parts, self._train, self._tests)
+        return Probes(self._parts, self._train, self._tests, measure=self._measure)
+
+    def _measure(self, gold: np.ndarray, said: np.ndarray) -> float:
+        """The table's metric of labels in words."""
+        own = self._parts.task.corpus.get(self._metric)
+        if own is None:
+            return float((gold == said).mean())
+        number = {name: i for i, name in enumerate(self._parts.task.choices)}
+        rows = {"gold": gold, "choice": said}
+        return own({k: np.array([number[x] for x in v]) for k, v in rows.items()})
 
     def cell(self, row: str, seed: int, drawn: np.ndarray) -> Cell:
         """A row on the training examples `drawn` (their numbers)."""

@@ -1,7 +1,8 @@
 """Linear probes: what a graph is worth to logistic regression on sparse features, in seconds.
 
     linear              words of the text (and, where the data mark their mentions, their order,
-                        the words between them, and bigrams with the mentions masked)
+                        their last words, the words and bigrams between them, and bigrams of the
+                        text with the mentions masked)
     linear-dictionary   and which mentions are linked, and to what
     linear-shuffled     and the facts of the shuffled graph
     linear-knowledge    and the facts: direction and relation, and the neighbour
@@ -36,13 +37,21 @@ from keft_jax.train.parts import Parts
 Features = list[list[str]]
 """The sparse features of each example, repeated as often as they occur."""
 
+Measure = Callable[[np.ndarray, np.ndarray], float]
+"""(gold labels, answers) -> the metric of a table."""
+
 MAX_TUNE = 1_000
 """Training examples on which C and the weight of the knowledge are chosen; all are fitted."""
-_C, _WEIGHTS, _FOLDS = (1.0, 10.0), (1.0, 0.3), 3
+_C, _WEIGHTS, _FOLDS = (1.0, 10.0, 100.0), (1.0, 0.3), 3
 _DENSE = 64  # most frequent features that are read as standardised counts
 _SHOWN_PATHS = 200  # two-step walks of an example that become features
 _GRAPH = {LINEAR_KNOWLEDGE: "true", LINEAR_SHUFFLED: "shuffled"}
+_PAIR = "pair "  # begins a feature that tuning may leave out
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def share_right(gold: np.ndarray, said: np.ndarray) -> float:
+    return float((gold == said).mean())
 
 
 class Probes:
@@ -50,7 +59,7 @@ class Probes:
 
     `predict(row, drawn, seed)`: labels for every other split, from training examples `drawn`
     (their numbers); the seed draws the shuffled graph. `tune_once`: settings are chosen in the
-    first draw and kept for the others."""
+    first draw and kept for the others. `measure`: what they are tuned for."""
 
     def __init__(
         self,
@@ -58,8 +67,9 @@ class Probes:
         train: Dataset,
         others: Mapping[str, Dataset],
         tune_once: bool = False,
+        measure: Measure = share_right,
     ):
-        self._parts, self._train, self._others = parts, train, others
+        self._parts, self._train, self._others, self._measure = parts, train, others, measure
         self._labels = np.array([str(e.label) for e in train.examples])
         self._clusters = np.array([e.cluster or str(e.id) for e in train.examples])
         # Marked mentions of one number everywhere (head and tail) each have a role of their own.
@@ -72,7 +82,9 @@ class Probes:
         made = {split: self._features(row, split, seed) for split in ("", *self._others)}
         train = [[kind[i] for i in drawn] for kind in made[""]]
         settings = None if self._settings is None else self._settings.setdefault(row, {})
-        fitted = fit_probe(train, self._labels[drawn], self._clusters[drawn], settings)
+        fitted = fit_probe(
+            train, self._labels[drawn], self._clusters[drawn], settings, self._measure
+        )
         return {split: fitted(made[split]) for split in self._others}
 
     def _features(self, row: str, split: str, seed: int) -> list[Features]:
@@ -171,10 +183,14 @@ def read_text(example: Example, roles: bool) -> list[str]:
     ]
     places = [i for i, word in enumerate(marked) if word[0] == "<" and len(word) > 1]
     first, last = (places[0], places[-1]) if places else (0, 0)
-    between = [f"between {w}" for w in marked[first:last] if not (w[0] == "<" and len(w) > 1)]
-    pairs = [f"{a} {b}" for a, b in pairwise(marked) if a != b]
+    middle = [w for w in marked[first:last] if not (w[0] == "<" and len(w) > 1)]
+    between = [f"between {w}" for w in middle]
+    between += [f"between {a} {b}" for a, b in pairwise(["^", *middle, "$"])]
+    pairs = [f"{_PAIR}{a} {b}" for a, b in pairwise(marked) if a != b]
     order = sorted(range(len(example.spans)), key=lambda m: example.spans[m][0])
-    return words + between + pairs + [f"order {order}"]
+    mentions = (_TOKEN.findall(text[a:b].lower()) for a, b, _ in example.spans)
+    ends = [f"<{m}> ends {found[-1]}" for m, found in enumerate(mentions) if found]
+    return words + between + pairs + ends + [f"order {order}"]
 
 
 @dataclass(frozen=True)
@@ -194,49 +210,72 @@ def fit_probe(
     labels: np.ndarray,
     clusters: np.ndarray,
     settings: dict[str, Any] | None = None,
+    measure: Measure = share_right,
 ) -> Callable[[Sequence[Features]], list[str]]:
     """Logistic regression on the text (the first kind of features) and one other kind, if any.
 
-    Which one, its weight and C come from 3-fold cross-validation inside the sample, whole clusters
-    in one fold; of equals the first. `settings` keeps them: filled where it is empty, else used.
+    Pairs of words or not, which one, its weight and C come from 3-fold cross-validation inside the
+    sample, whole clusters in one fold; of equals the first. `settings` keeps them: filled where it
+    is empty, else used. measure: what is tuned for.
     Gives a function from the same kinds of features of other examples to labels."""
     settings = {} if settings is None else settings
-    text = _tf_idf(train[0])
-    kinds = [(number, _both(features)) for number, features in enumerate(train[1:], 1)]
-    choices: list[_Choice] = []
-    if not kinds:
-        choices.append((text.train, lambda made: text.apply(made[0])))
-    for (number, block), weight in product(kinds, _WEIGHTS):
+    if len(np.unique(labels)) < 2:
+        return lambda made: [str(labels[0])] * len(made[0])
+    texts = [_choice(_tf_idf(train[0]))]
+    if any(feature.startswith(_PAIR) for some in train[0] for feature in some):
+        texts.append(_choice(_tf_idf(_without_pairs(train[0])), _without_pairs))
+    with threadpool_limits(1):  # problems so small wait for threads longer than they compute
+        if not settings:
+            text, c = _choose([x_nf for x_nf, _ in texts], labels, clusters, measure)
+            settings |= {"text": text, "c": c}
+        choices = [texts[settings["text"]]]
+        if len(train) > 1:
+            choices = _join(choices[0], train)
+            if "features" not in settings:
+                number, c = _choose([x_nf for x_nf, _ in choices], labels, clusters, measure)
+                settings |= {"features": number, "c": c}
+        x_nf, apply = choices[settings.get("features", 0)]
+        model = _fit(x_nf, labels, settings["c"])
+    return lambda made: [str(label) for label in model.predict(apply(made))]
 
-        def join(
+
+def _choice(block: _Block, change: Callable[[Features], Features] = lambda made: made) -> _Choice:
+    """The text alone, which is the first kind of features."""
+    return block.train, lambda made: block.apply(change(made[0]))
+
+
+def _without_pairs(features: Features) -> Features:
+    return [[f for f in some if not f.startswith(_PAIR)] for some in features]
+
+
+def _join(text: _Choice, train: Sequence[Features]) -> list[_Choice]:
+    """The text with each other kind of features, in each weight."""
+    x_nf, apply_text = text
+    out: list[_Choice] = []
+    blocks = [(number, _both(features)) for number, features in enumerate(train[1:], 1)]
+    for (number, block), weight in product(blocks, _WEIGHTS):
+
+        def apply(
             made: Sequence[Features],
             number: int = number,
             block: _Block = block,
             weight: float = weight,
         ) -> csr_matrix:
-            return hstack([text.apply(made[0]), block.apply(made[number]) * weight]).tocsr()
+            return hstack([apply_text(made), block.apply(made[number]) * weight]).tocsr()
 
-        choices.append((hstack([text.train, block.train * weight]).tocsr(), join))
-    if len(np.unique(labels)) < 2:
-        return lambda made: [str(labels[0])] * len(made[0])
-    with threadpool_limits(1):  # problems so small wait for threads longer than they compute
-        if not settings:
-            number, c = _choose([x_nf for x_nf, _ in choices], labels, clusters)
-            settings |= {"features": number, "c": c}
-        x_nf, apply = choices[settings["features"]]
-        model = _fit(x_nf, labels, settings["c"])
-    return lambda made: [str(label) for label in model.predict(apply(made))]
+        out.append((hstack([x_nf, block.train * weight]).tocsr(), apply))
+    return out
 
 
 def _choose(
-    choices: Sequence[csr_matrix], labels: np.ndarray, clusters: np.ndarray
+    choices: Sequence[csr_matrix], labels: np.ndarray, clusters: np.ndarray, measure: Measure
 ) -> tuple[int, float]:
     """The features (by number) and C that do best on the folds left out."""
     part = np.linspace(0, len(labels) - 1, min(len(labels), MAX_TUNE)).astype(int)
     folds = _split(labels[part], clusters[part])
 
     def judge(pick: tuple[int, float]) -> float:
-        return round(_judge(choices[pick[0]][part], labels[part], folds, pick[1]), 6)
+        return round(_judge(choices[pick[0]][part], labels[part], folds, pick[1], measure), 6)
 
     return max(product(range(len(choices)), _C), key=judge)
 
@@ -253,22 +292,25 @@ def _split(labels: np.ndarray, clusters: np.ndarray) -> list[tuple[np.ndarray, n
 
 
 def _judge(
-    x_nf: csr_matrix, labels: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], c: float
+    x_nf: csr_matrix,
+    labels: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    c: float,
+    measure: Measure,
 ) -> float:
-    """Accuracy on the folds left out. Folds that lack a second class to learn say nothing."""
+    """The measure on the folds left out. Folds that lack a second class to learn say nothing."""
     scores = [
-        float(_fit(x_nf[fit], labels[fit], c, rough=True).score(x_nf[rest], labels[rest]))
+        measure(labels[rest], _fit(x_nf[fit], labels[fit], c).predict(x_nf[rest]))
         for fit, rest in folds
         if len(np.unique(labels[fit])) > 1 and len(rest)
     ]
     return float(np.mean(scores)) if scores else 0.0
 
 
-def _fit(x_nf: csr_matrix, labels: np.ndarray, c: float, rough: bool = False) -> LogisticRegression:
+def _fit(x_nf: csr_matrix, labels: np.ndarray, c: float) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        steps, tolerance = (30, 1e-2) if rough else (100, 1e-3)
-        return LogisticRegression(C=c, max_iter=steps, tol=tolerance).fit(x_nf, labels)
+        return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x_nf, labels)
 
 
 def _same(features: list[str]) -> list[str]:
