@@ -10,10 +10,18 @@ import pytest
 import tiny
 import toy
 
-from keft_jax.config import MlmConfig, ObjectiveConfig, TaskConfig
+from keft_jax.config import (
+    EntitiesConfig,
+    KgeConfig,
+    MlmConfig,
+    ObjectiveConfig,
+    TaskConfig,
+    TriplesConfig,
+)
 from keft_jax.data.batch import TextTarget
 from keft_jax.data.tokenize import train_wordpiece
 from keft_jax.models.functional import Model
+from keft_jax.tasks.entities import BANDS
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.run import train
@@ -139,17 +147,25 @@ def test_the_term_leaves_the_task_alone():
 
 
 def test_a_run_that_learns_words(tmp_path):
-    """train.py with no label at all."""
+    """train.py with no label at all: words, entities and facts in one step."""
     tiny.write_files(tmp_path)
     c = tiny.config(
         tmp_path,
         task=TaskConfig(kind="mlm"),
+        kge=KgeConfig(model="distmult", width=8, init=0.1),
+        objective=ObjectiveConfig(
+            mlm=MlmConfig(mask="entity", rate=0.4),
+            entities=EntitiesConfig(weight=0.3, candidates=8),
+            triples=TriplesConfig(weight=0.1, batch=16),
+        ),
         optim=tiny.OptimConfig(steps=60, batch=8, learning_rate=1e-2),
     )
     summary = train(c, tmp_path / "run", quiet=True)
     assert summary["metric"] == "log_likelihood"
     told = summary["scores"]["test"]
     np.testing.assert_allclose(told["perplexity"], np.exp(-told["log_likelihood"]))
+    assert told["entities/asked"] > 0 and 0 <= told["entities/hits@1"] <= 1
+    assert told["entities/asked"] == sum(told[f"entities/asked/{band}"] for band in BANDS)
     losses = [
         value
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
