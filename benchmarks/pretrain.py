@@ -120,10 +120,18 @@ def seconds_a_step(config: Config) -> float:
     return statistics.mean(spent)
 
 
+def finish(config: Config, folder: Path) -> dict[str, Any]:
+    """The summary of a run; the same command goes on with one that was stopped."""
+    summary = train(config, folder, quiet=True)
+    if "stopped" in summary:
+        raise SystemExit(f"{folder}: stopped at step {summary['stopped']}")
+    return summary
+
+
 def pretrain(options: argparse.Namespace, mode: str, steps: int) -> dict[str, Any]:
     begin = time.process_time()
     config = pretraining(options, mode, steps)
-    summary = train(config, options.out / mode, quiet=True)
+    summary = finish(config, options.out / mode)
     (scores,) = summary["scores"].values()
     return {
         "steps": steps,
@@ -144,7 +152,7 @@ def without_graph(options: argparse.Namespace) -> dict[str, float]:
 def fine_tune(options: argparse.Namespace, folder: Path, config: Config) -> dict[str, Any]:
     """Accuracy over all test sentences, and over those with an entity in the graph."""
     tests, data = config.data.test, dataclasses.replace(config.data, test=())
-    train(dataclasses.replace(config, data=data), folder, quiet=True)
+    finish(dataclasses.replace(config, data=data), folder)
     parts, params = load_run(folder)
     test = parts.ready(parts.read(tests[0]))
     right, linked = Evaluator(parts).evaluate(params, test)["accuracy"], test.linked
