@@ -254,8 +254,12 @@ def test_the_terms_against_numpy(world):
 
     shown = view.prepare(batch, jax.random.fold_in(key, crc32(b"prepare")), {})
     apply = jax.jit(trainer.parts.model.apply)
-    weak = numpy_softmax(apply(state.ema, batch, frozen["names"]).logits)
-    strong = np.log(numpy_softmax(apply(state.params, shown, frozen["names"]).logits))
+
+    def ask(params, batch):
+        batch = dataclasses.replace(batch, targets={})
+        return numpy_softmax(apply(params, batch, frozen["names"]).logits)
+
+    weak, strong = ask(state.ema, batch), np.log(ask(state.params, shown))
     target = batch.targets["consistency"]
     kept = target.weight * (weak.max(1) >= TERM.threshold)
     choice = weak.argmax(1)
@@ -286,11 +290,12 @@ def test_what_is_aimed_at():
     np.testing.assert_allclose(soft, numpy_softmax(logits, TERM.temperature), rtol=1e-5)
 
 
-def steps(trainer, train, count=3):
-    """(state, metrics) after each step."""
-    state, frozen = trainer.fresh(0, train), trainer.frozen(None, train)
+def steps(trainer, train, start=None):
+    """(state, metrics) after each of three steps. start: the state of another mesh."""
+    state, frozen = start or trainer.fresh(0, train), trainer.frozen(None, train)
+    state = jax.device_put(state, trainer.shardings)
     plan, out = make_plan(trainer.parts.config, train, 0), []
-    for step in range(count):
+    for step in range(3):
         batch = trainer.put(train.batch(*plan.batch(step)))
         state, metrics = trainer.train_step(state, frozen, batch)
         out.append(jax.device_get((state, {k: s / w for k, (s, w) in metrics.items()})))
@@ -299,7 +304,8 @@ def steps(trainer, train, count=3):
 
 def test_devices_and_parts_change_nothing(folder, world):
     parts, _ = build(config(folder, mesh=MeshConfig(data=4, fsdp=2), accumulate=2))
-    many, one = steps(Trainer(parts), world[1]), steps(*world)
+    start = jax.device_get(world[0].fresh(0, world[1]))
+    many, one = steps(Trainer(parts), world[1], start), steps(*world)
     for (state, metrics), (state1, metrics1) in zip(many, one, strict=True):
         for name, value in metrics1.items():
             np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
