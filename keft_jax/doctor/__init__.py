@@ -20,6 +20,7 @@ from keft_jax.doctor.expect import expect, judge
 from keft_jax.gain.lookup import Questions, ceilings, subset
 from keft_jax.gain.splits import audit_splits, given
 from keft_jax.kg.describe import describe
+from keft_jax.tasks.kinds import KINDS
 from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.coverage import cover
 from keft_jax.train.dry_run import compile_step, measure
@@ -42,9 +43,11 @@ def examine(
 ) -> Report:
     """All sections of the report; `cost`: compile a step and time it. Raises KeftError as a run
     would."""
-    if config.task.kind == "mlm":
+    kind = config.task.kind
+    if kind != "kgqa" and not (kind in KINDS and KINDS[kind].single):
         raise KeftError(
-            "task.kind = 'mlm': has no labels to expect a gain on; name a task that has"
+            f"task.kind = {kind!r}: has no one label for each text to expect a gain on; name a "
+            "task that has, or run `keft gain`"
         )
     if not config.knowledge.kg:
         raise KeftError("knowledge.kg = '': there is no graph to look at; name one")
