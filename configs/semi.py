@@ -6,9 +6,9 @@ python benchmarks/semi.py --source=../shared/data --pretrained=../shared/models/
 
 After the colon: `labelled` (the 100 alone), `self-training` (the model's own sure answers for texts
 as they are), `consistency` (for texts with words masked, and replaced by others of which the
-lexicons say the same), or `mlm` (masked language modelling of the other sentences). All have the
-same number of updates on the same labels; --knowledge.row=none is each of them without the graph,
-and then without words replaced.
+lexicons say the same), `soft` (likewise, with distributions in the place of sure answers), or `mlm`
+(masked language modelling of the other sentences). All have the same number of updates on the same
+labels; --knowledge.row=none is each of them without the graph, and then without words replaced.
 """
 
 import dataclasses
@@ -24,6 +24,11 @@ OBJECTIVES = {
     ),
     "consistency": ObjectiveConfig(
         consistency=ConsistencyConfig(weight=1.0, threshold=0.95, mask=0.15, swap=0.3)
+    ),
+    "soft": ObjectiveConfig(
+        consistency=ConsistencyConfig(
+            weight=1.0, labels="soft", threshold=0.0, temperature=0.7, mask=0.15, swap=0.3
+        )
     ),
     "mlm": ObjectiveConfig(mlm=MlmConfig(weight=0.1)),
 }
