@@ -42,12 +42,12 @@ def facts(graph, row):
 
 
 def test_every_row_has_a_spec():
-    assert tuple(ROWS) == ROW_NAMES
+    assert tuple(ROWS)[: len(ROW_NAMES)] == ROW_NAMES  # then those of wrong and missing facts
 
 
 def test_rows_share_text_targets_and_shapes(made):
     parts, data = made
-    tables = {row: with_row(data, parts.knowledge, row, 1).table for row in ROWS}
+    tables = {row: with_row(data, parts.knowledge, row, 1).table for row in ROW_NAMES}
     for table in tables.values():
         one, two = (
             dataclasses.replace(t, graph=None, mentions=dataclasses.replace(t.mentions, node=None))
@@ -62,8 +62,8 @@ def test_rows_share_text_targets_and_shapes(made):
 
 def test_what_each_row_is_given(made):
     parts, data = made
-    graph = {row: with_row(data, parts.knowledge, row, 1).table.graph for row in ROWS}
-    node = {row: with_row(data, parts.knowledge, row, 1).table.mentions.node for row in ROWS}
+    graph = {row: with_row(data, parts.knowledge, row, 1).table.graph for row in ROW_NAMES}
+    node = {row: with_row(data, parts.knowledge, row, 1).table.mentions.node for row in ROW_NAMES}
     kg, known = parts.knowledge.kg, parts.knowledge.kg.n_relations
     truth = set(zip(kg.heads.tolist(), kg.rels.tolist(), kg.tails.tolist(), strict=True))
 
@@ -100,13 +100,13 @@ def test_what_each_row_is_given(made):
 
 def test_seeded_rows_change_with_the_seed_and_others_do_not(made):
     parts, data = made
-    for row, spec in ROWS.items():
+    for row in ROW_NAMES:
         one, two = (with_row(data, parts.knowledge, row, seed).table.graph for seed in (1, 2))
         same = all(
             np.array_equal(a, b)
             for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
         )
-        assert same != spec.seeded
+        assert same != ROWS[row].seeded
 
 
 def test_the_graph_alone_decides_the_batch(made):
@@ -114,7 +114,7 @@ def test_the_graph_alone_decides_the_batch(made):
     parts, data = made
     other = [dataclasses.replace(e, answers=("town9",)) for e in data.examples]
     again = parts.dataset(other)
-    for row in ROWS:
+    for row in ROW_NAMES:
         one, two = (with_row(d, parts.knowledge, row, 1).table for d in (data, again))
         one, two = (dataclasses.replace(t, targets={}) for t in (one, two))
         jax.tree.map(np.testing.assert_array_equal, one, two)
