@@ -22,8 +22,9 @@ from keft_jax.config import (
     TaskConfig,
 )
 from keft_jax.data.source import Example
+from keft_jax.doctor import examine
 from keft_jax.predict import Predictor, mentions_of
-from keft_jax.tasks.anchors import mark
+from keft_jax.tasks.anchors import EntityTyping, mark
 from keft_jax.tasks.choice import Choice
 from keft_jax.train.evaluator import Evaluator
 from keft_jax.train.objective import Objective, make_terms
@@ -212,3 +213,25 @@ def test_mentions_of_marked_texts_stand_in_the_text_as_given(tmp_path):
     assert all(" @" in text.text for text in dataset.texts)
     for example, mentions in zip(splits.train, mentions_of(dataset), strict=True):
         assert {tuple(m) for m in mentions} == set(example.spans)
+
+
+def test_all_types_above_one_half_are_listed():
+    task = EntityTyping([f"t{i}" for i in range(5)])
+    logits = np.array([[3.0, 2.0, 1.0, -1.0, 0.5], [-1.0] * 5], np.float32)
+    rows = {k: np.asarray(v) for k, v in task.guess(logits, None).items()}
+    many, none = task.answers(rows, None, 2)
+    assert many["set"] == ["t0", "t1", "t2", "t4"] == [name for name, _ in many["answers"]]
+    assert many["answer"] == "t0" and many["probability"] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert none["set"] == [] == none["answers"] and none["answer"] == "t0"
+
+
+def test_doctor_and_last_layers_are_refused_by_name(tmp_path):
+    tiny.write_files(tmp_path)
+    with pytest.raises(KeftError, match="kind = 'span': has no one label"):
+        examine(tiny.config(tmp_path, task=TaskConfig(kind="span")))
+    last = {"kind": "interaction", "layers": (-1,)}
+    with pytest.raises(KeftError, match=r"never reaches the words, which tagging reads"):
+        tiny.config(tmp_path, task=TaskConfig(kind="tagging"), fusion=FusionConfig(**last))
+    last["kind"] = "mention_add"
+    with pytest.raises(KeftError, match=r"never reaches \[CLS\], which choice reads"):
+        tiny.config(tmp_path, task=TaskConfig(kind="choice"), fusion=FusionConfig(**last))
