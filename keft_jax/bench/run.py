@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import sys
@@ -19,6 +20,8 @@ from keft_jax.data.batch import Batch
 from keft_jax.data.features import with_row
 from keft_jax.data.plan import BatchPlan
 from keft_jax.data.source import Example
+from keft_jax.data.splits import Splits
+from keft_jax.data.unlabelled import Mixed
 from keft_jax.gain.cost import without_graph
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts, build
@@ -104,9 +107,12 @@ def first_batches(parts: Parts, examples: list[Example]) -> list[Batch]:
     batch = min(config.optim.batch, len(examples))
     if batch < config.optim.batch:
         raise KeftError(f"optim.batch = {config.optim.batch}: there are {batch} examples; lower it")
-    text = parts.dataset(examples[: 64 * batch])
+    some = examples[: 64 * batch]
+    text = parts.training(Splits(some, [], {}, unlabelled=some))
     ready = with_row(text, parts.knowledge, config.knowledge.row, config.seed)
-    plan = BatchPlan(ready.lengths, batch, config.data.buckets, config.seed)
+    plan: Any = BatchPlan(ready.lengths, batch, config.data.buckets, config.seed)
+    if isinstance(ready, Mixed):  # all of them, drawn or not
+        plan = dataclasses.replace(ready, leftover=False).mix(plan, config.optim.unlabelled)
     drawn = [plan.batch(step) for step in range(len(ready) // batch)]
     same = [indices for length, indices in drawn if length == drawn[0][0]]
     return [ready.batch(drawn[0][0], indices) for indices in same[:BATCHES]]

@@ -106,7 +106,7 @@ class Mixed(Dataset):
         """The texts with other names for some of their mentions; as they are where there is none,
         where they would not fit, and where the linker would then read other facts. The same at
         every visit. shown: the texts as they are."""
-        if not ROWS[self.row[0]].mentions:
+        if not (len(units) and ROWS[self.row[0]].mentions):
             return shown
         assert self.task is not None
         examples = [self._texts.source(unit) for unit in units]
