@@ -178,7 +178,7 @@ class Variants:
     def __init__(self, base: Trainer[Parts], workdir: Path, say: Say):
         self.base, self.workdir, self.say = base, workdir, say
         self._own = base.given
-        self._made: dict[str, tuple[Trainer[Parts], Given]] = {}
+        self._made: dict[Variant, tuple[Trainer[Parts], Given]] = {}
         self._trainers = {_program(base.parts.config): base}
         for name in base.parts.config.gain.variants:  # what does not go shows before any training
             vary(base.parts.config, VARIANTS[name], lambda model: model)
@@ -188,9 +188,10 @@ class Variants:
         if row not in VARIANTS:
             self.base.given = self._own
             return self.base
-        if row not in self._made:
-            self._made[row] = self._make(VARIANTS[row])
-        trainer, given = self._made[row]
+        kind = dataclasses.replace(VARIANTS[row], shuffled=False)
+        if kind not in self._made:
+            self._made[kind] = self._make(kind)
+        trainer, given = self._made[kind]
         made = VARIANTS[row].shuffled and VARIANTS[row].reads == JUDGED
         as_row = ("shuffled", seed) if made else None
         trainer.given = dataclasses.replace(given, as_row=as_row)
@@ -214,10 +215,9 @@ class Variants:
         parts = self.base.parts
         ours = parts.knowledge
         config = resolve(vary(parts.config, variant, self._run))
-        has = ours.attributes
+        has = ours.attributes if config.knowledge.attributes else None
         if variant.attributes:
             has = entity_attributes(config, ours.kg)
-        has = has if config.knowledge.attributes else None
         other = assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors, has)
         other = drop_groups(other)
         given, program = load_given(other), _program(config)
