@@ -363,7 +363,8 @@ class GainConfig:
     rows: tuple[Row, ...] = ("none", "dictionary", "shuffled", "random", "true")
     variants: tuple[Variant, ...] = ()
     """Further rows, which read all the knowledge: with first rows of entities, a teacher or a term
-    of their own (gain/variants.py), beside the same made of the shuffled graph."""
+    of their own, or in another way than by the graph network (gain/variants.py), beside the same
+    made of the shuffled graph."""
     attributes: str = ""
     """File that the variant `attributes` reads, as knowledge.attributes."""
     kge_steps: int = 2000
