@@ -67,7 +67,7 @@ def get_config(arg: str = "all") -> Config:
                 GroupConfig("encoder/", 0.2),
             ),
         ),
-        eval=EvalConfig(every=steps // 3, batch=64),
+        eval=EvalConfig(every=steps // 3, batch=64, metric="f1"),
         gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
     )
     return with_mode(config, mode)
