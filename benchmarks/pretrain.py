@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,9 @@ def seconds_a_step(config: Config) -> float:
     data = parts.ready(splits.train)
     trainer: Trainer[Any] = Trainer(parts, load_given(parts))
     state, frozen = trainer.fresh(0, data), trainer.frozen(data=data)
-    plan, seen, spent = make_plan(parts.config, data, 0), set(), []
-    step = 0
+    plan, step = make_plan(parts.config, data, 0), 0
+    seen: set[int] = set()
+    spent: list[float] = []
     while len(spent) < MEASURED:
         length, indices = plan.batch(step)
         begin = time.process_time()
@@ -149,7 +151,7 @@ def without_graph(options: argparse.Namespace) -> dict[str, float]:
     return parts.task.summarise(Evaluator(parts).evaluate(params, test))
 
 
-def fine_tune(options: argparse.Namespace, folder: Path, config: Config) -> dict[str, Any]:
+def fine_tune(folder: Path, config: Config) -> dict[str, Any]:
     """Accuracy over all test sentences, and over those with an entity in the graph."""
     tests, data = config.data.test, dataclasses.replace(config.data, test=())
     finish(dataclasses.replace(config, data=data), folder)
@@ -180,8 +182,8 @@ def show(cells: Cells, options: argparse.Namespace) -> None:
     for labels in options.labels:
         for start in STARTS:
             for reads in READS:
-                rows = [done.get(f"{start}/{reads}/{labels}/{seed}") for seed in options.seeds]
-                rows = [row for row in rows if row]
+                names = [f"{start}/{reads}/{labels}/{seed}" for seed in options.seeds]
+                rows = [done[name] for name in names if name in done]
                 if rows:
                     told = [spread([row[k] for row in rows]) for k in ("accuracy", "covered")]
                     name = f"{labels} labels, {start}, reads {reads}"
@@ -210,10 +212,10 @@ def main() -> None:
         steps = options.steps
         if not steps:
             config = pretraining(options, mode, 100)
-            pace = cells.get(f"{mode}, CPU seconds a step", lambda c=config: seconds_a_step(c))
+            pace = cells.get(f"{mode}, CPU seconds a step", partial(seconds_a_step, config))
             steps = max(int(60 * options.minutes / pace), 1)
-        cells.get(mode, lambda m=mode, n=steps: pretrain(options, m, n))
-    cells.get("without graph", lambda: without_graph(options))
+        cells.get(mode, partial(pretrain, options, mode, steps))
+    cells.get("without graph", partial(without_graph, options))
     for labels in options.labels:
         for seed in options.seeds:
             for start in STARTS:
@@ -221,7 +223,7 @@ def main() -> None:
                     name = f"{start}/{reads}/{labels}/{seed}"
                     config = fine_tuning(options, start, reads, labels, seed)
                     folder = options.out / "fewrel" / name.replace("/", "-")
-                    cells.get(name, lambda f=folder, c=config: fine_tune(options, f, c))
+                    cells.get(name, partial(fine_tune, folder, config))
     show(cells, options)
 
 

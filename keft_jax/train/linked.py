@@ -13,7 +13,7 @@ from keft_jax.train.evaluator import Evaluator
 from keft_jax.train.parts import Parts
 
 
-def score_entities(parts: Parts, params: Any, train: Dataset, test: Dataset) -> dict[str, float]:
+def score_entities(parts: Parts, params: Any, train: Any, test: Dataset) -> dict[str, float]:
     """hits@1 among all entities of the graph, for the mentions that the evaluation's masks hide."""
     linked = parts.linked
     assert linked is not None

@@ -76,7 +76,8 @@ def take_over(given: Given, its: Parts, params: Any) -> Given:
 
 def complete(start: Tree, params: Tree) -> Tree:
     """The partial tree with a state's own numbers in the place of NaN."""
-    own, out = flat(params), {}
+    own = flat(params)
+    out: Tree = {}
     for path, value in flat(start).items():
         if np.isnan(value).any():
             value = np.where(np.isnan(value), np.asarray(jax.device_get(own[path])), value)
