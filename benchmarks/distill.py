@@ -133,11 +133,13 @@ def report(folder: Path) -> None:
     for name, sample in samples.items():
         scores = {row: sample.estimate(row, None, rng) for row in values}
         gains = {f"{a} - {b}": sample.estimate(a, b, rng) for a, b in PAIRS}
-        kept = gains["student-true - student-none"].mean / gains["teacher-true - teacher-none"].mean
+        its = gains["teacher-true - teacher-none"].mean
+        kept = gains["student-true - student-none"].mean / its if its > 0 else None
         print(f"\n{name}: {sample.n} examples")
         for thing, estimate in (scores | gains).items():
             print(f"  {thing:32} {show(estimate)}")
-        print(f"  {'of the gain the student keeps':32} {kept:.0%}")
+        if kept is not None:
+            print(f"  {'of the gain the student keeps':32} {kept:.0%}")
         rows = {thing: estimate.json() for thing, estimate in (scores | gains).items()}
         out[name] = {**rows, "kept": kept}
     write_atomic(folder / "summary.json", json.dumps(out, indent=2))
