@@ -75,12 +75,12 @@ def compare_steps(one: Trainer, other: Trainer, train: Dataset, steps: int = 20)
     length, numbers = plan.batch(0)
     batches = []
     for t in trainers:
-        own, knowledge = train, t.parts.knowledge
+        own, needs, knowledge = train, length, t.parts.knowledge
         if knowledge.config != train.knowledge.config:
             own = with_row(train, knowledge, *train.row)
             bucket = assign_buckets(own.lengths[numbers], config.data.buckets).max()
-            length = config.data.buckets[bucket]
-        batches.append(t.put(own.batch(length, numbers)))
+            needs = config.data.buckets[bucket]
+        batches.append(t.put(own.batch(needs, numbers)))
     frozen = [t.frozen() for t in trainers]
     for pair in times:
         for i, t in enumerate(trainers):
