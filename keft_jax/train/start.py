@@ -46,7 +46,7 @@ def take_over(given: Given, its: Parts, params: Any) -> Given:
     taken: Counter[str] = Counter()
     total: Counter[str] = Counter()
     tree: Tree = {}
-    rows = None
+    rows, by_name = None, False
     for path, struct in flat(model.abstract()).items():
         part, value = path.split("/")[0], values.get(path)
         total[part] += 1
@@ -59,6 +59,7 @@ def take_over(given: Given, its: Parts, params: Any) -> Given:
         if value.shape != struct.shape:
             continue
         taken[part] += 1
+        by_name |= axes[path][0] in ("entity", "relation")
         if path == ROWS:
             rows = value[ours.knowledge.row_numbers]
         else:
@@ -66,11 +67,12 @@ def take_over(given: Given, its: Parts, params: Any) -> Given:
     if not taken:
         raise KeftError(f"{where}: none of its parameters has the path and shape of one here")
     told = ", ".join(f"{taken[part]} of {total[part]} in {part}" for part in sorted(total))
-    logger.warning(
-        "%s: took parameters %s; rows of %d of %d entities and %d of %d relations; the rest is new",
-        *(where, told),
-        *(int((entities >= 0).sum()), len(entities), int((relations >= 0).sum()), len(relations)),
-    )
+    if by_name:
+        told += "; rows of " + " and ".join(
+            f"{int((match >= 0).sum())} of {len(match)} {name}"
+            for name, match in (("entities", entities), ("relations", relations))
+        )
+    logger.warning("%s: took parameters %s; the rest is new", where, told)
     return replace(given, entities=given.entities if rows is None else rows, taken=tree)
 
 
