@@ -26,7 +26,7 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from keft_jax.config import Config, DistillConfig, KeftError, KnowledgeConfig, MeshConfig
+from keft_jax.config import Config, KeftError, KnowledgeConfig, MeshConfig
 from keft_jax.data.features import Vocabulary
 from keft_jax.data.tokenize import save_for_transformers
 from keft_jax.files import write_atomic
@@ -107,11 +107,12 @@ def _write(trained: Parts, params: Any, folder: Path) -> None:
 
 def _alone(parts: Parts) -> Parts:
     """The same model without what was there for its training alone."""
-    config, objective = parts.config, parts.config.objective
-    own = replace(objective, task=objective.task or 1.0, distill=DistillConfig(), schedules=())
-    config = replace(config, objective=own)
+    config, distill = parts.config, parts.config.objective.distill
+    # Without a way from its states to the teacher's; whatever it was trained by is still told.
+    bare = replace(distill, hidden=0.0, weight=distill.weight or distill.hidden)
+    config = replace(config, objective=replace(config.objective, distill=bare))
     if not _is_text_only(config) or config.task.kind == "kgqa":
-        if not objective.distill.active:
+        if not distill.hidden:
             return parts
         ours = parts.knowledge
         return assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors)

@@ -210,7 +210,8 @@ def run(folder, kind, *, pooling="cls", distill=None, kg=(), task=1.0, **section
     """A run that has not been trained: nothing is zero by design."""
     config = Config(
         task=TaskConfig(kind=kind, pooling=pooling, labels=LABELS),
-        data=DataConfig(buckets=(16,)),
+        data=DataConfig(buckets=(16,), unlabelled="texts" if distill else ""),
+        optim=OptimConfig(unlabelled=8 if distill else 0),
         knowledge=KnowledgeConfig(kg="facts" if kg else "", nodes=4, edges=4),
         encoder=EncoderConfig(layers=2, width=16, heads=2, mlp=32, max_length=16),
         objective=ObjectiveConfig(task=task, distill=distill or DistillConfig()),
