@@ -35,34 +35,54 @@ def triples(kg):
     return set(zip(kg.heads.tolist(), kg.rels.tolist(), kg.tails.tolist(), strict=True))
 
 
-def permutation(kg, seed, linkable=None):
+def permutation(kg, seed, linkable=None, alike=False):
     able = np.ones(kg.n_entities, bool) if linkable is None else linkable
-    return permute_entities(kg, seed, able)
+    return permute_entities(kg, seed, able, alike)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_shuffled_is_isomorphic_by_a_permutation_without_fixed_points(seed):
+@pytest.mark.parametrize("alike", [False, True])
+def test_shuffled_is_isomorphic_by_a_permutation_without_fixed_points(seed, alike):
     kg = world(np.random.default_rng(seed))
-    pi, other = permutation(kg, seed), shuffle_entities(kg, seed)
+    pi = permutation(kg, seed, alike=alike)
+    other = shuffle_entities(kg, seed, alike=alike)
     assert sorted(pi.tolist()) == list(range(kg.n_entities))
     assert (pi != np.arange(kg.n_entities)).all()
     assert triples(other) == {(pi[h], r, pi[t]) for h, r, t in triples(kg)}
     np.testing.assert_array_equal(other.degrees[pi], kg.degrees)
     assert list(other.names) == list(kg.names) and other.aliases(other.id("city000")) == ("first",)
-    assert other.hash == shuffle_entities(kg, seed).hash != shuffle_entities(kg, seed + 9).hash
+    again, another = (shuffle_entities(kg, s, alike=alike) for s in (seed, seed + 9))
+    assert other.hash == again.hash != another.hash
 
 
-def test_shuffled_stays_within_kind_degree_and_linkability():
+def test_kindred_stays_within_kind_degree_and_linkability():
     rng = np.random.default_rng(1)
     kg = world(rng, cities=2000, countries=60)
     linkable = rng.random(kg.n_entities) < 0.5
-    pi = permutation(kg, 0, linkable)
+    pi = permutation(kg, 0, linkable, alike=True)
     np.testing.assert_array_equal(linkable[pi], linkable)
     kind, _ = _kinds(kg)
     assert (kind[pi] == kind).mean() > 0.99
     ratio = np.log2((1 + kg.degrees[pi]) / (1 + kg.degrees))
     assert (np.abs(ratio) <= 1).mean() > 0.95
-    assert (kg.tails[kg.rels == 0] != shuffle_entities(kg, 0).tails[kg.rels == 0]).mean() > 0.5
+    other = shuffle_entities(kg, 0, alike=True)
+    assert (kg.tails[kg.rels == 0] != other.tails[kg.rels == 0]).mean() > 0.5
+
+
+def test_shuffled_says_nothing_of_what_relations_an_entity_has():
+    rng = np.random.default_rng(3)
+    facts = [(f"e{i}", f"r{i % 5}", f"v{int(rng.integers(300))}") for i in range(600)]
+    kg = KG.from_triples(facts)
+    pi, alike = permutation(kg, 0), permutation(kg, 0, alike=True)
+    own = np.full(kg.n_entities, -1)  # the relation that an entity is the head of
+    own[kg.heads] = kg.rels
+    heads = own >= 0
+    assert (own[alike][heads] == own[heads]).mean() > 0.9
+    assert 0.1 < (own[pi][heads] == own[heads]).mean() < 0.3  # one in five by chance
+    for moved in (pi, alike):
+        ratio = np.log2((1 + kg.degrees[moved]) / (1 + kg.degrees))
+        assert (np.abs(ratio) <= 1).mean() > 0.9
+        assert (heads[moved] == heads).mean() > 0.9
 
 
 def test_kinds_tell_sets_of_directed_relations_apart():

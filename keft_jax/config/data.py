@@ -9,7 +9,9 @@ from typing import Literal
 
 from keft_jax.config.errors import check
 
-Row = Literal["none", "dictionary", "candidates", "untyped", "shuffled", "random", "true"]
+Row = Literal[
+    "none", "dictionary", "candidates", "untyped", "shuffled", "kindred", "random", "true"
+]
 ROWS: tuple[str, ...] = typing.get_args(Row)
 REST = "rest"
 """data.unlabelled: the training examples that are not drawn."""

@@ -44,9 +44,9 @@ def _nobody(kg: KG, seed: int) -> np.ndarray:
     return np.full(kg.n_entities, -1)
 
 
-def _moved(kg: KG, seed: int) -> np.ndarray:
+def _moved(kg: KG, seed: int, alike: bool = False) -> np.ndarray:
     """Descriptions go with the facts."""
-    return np.argsort(permute_entities(kg, seed, np.ones(kg.n_entities, bool)))
+    return np.argsort(permute_entities(kg, seed, np.ones(kg.n_entities, bool), alike))
 
 
 def _anybody(kg: KG, seed: int) -> np.ndarray:
@@ -59,6 +59,9 @@ ROWS: dict[str, RowSpec] = {
     "candidates": RowSpec(edges=False),
     "untyped": RowSpec(relations=False),
     "shuffled": RowSpec(kg=shuffle_entities, described=_moved),
+    "kindred": RowSpec(
+        kg=partial(shuffle_entities, alike=True), described=partial(_moved, alike=True)
+    ),
     "random": RowSpec(kg=rewire, described=_anybody),
     "true": RowSpec(),
     # true-corrupt-30: with 30 % of the facts wrong.

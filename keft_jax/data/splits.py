@@ -115,8 +115,7 @@ def split_names(paths: Sequence[str]) -> dict[str, str]:
         name = split_name(path)
         if name in out:
             raise KeftError(
-                f"data.test: {out[name]} and {path} have one name; rename one, as in "
-                "other=FILE"
+                f"data.test: {out[name]} and {path} have one name; rename one, as in other=FILE"
             )
         out[name] = split_path(path)
     return out

@@ -34,7 +34,8 @@ NOTES = {
     "dictionary": "linked entities as marks and ids, no facts",
     "candidates": "the true neighbours, no edges",
     "untyped": "the true edges, every relation the same",
-    "shuffled": "the whole graph, every entity in the place of a like one",
+    "shuffled": "the whole graph, every entity in the place of another",
+    "kindred": "as shuffled, of another that has the same relations",
     "random": "the same degrees, edges and relations at random",
     JUDGED: "the knowledge",
     "kge-init": "true, entities start from triple embeddings",
@@ -104,6 +105,7 @@ COLOURS = {
     "candidates": ("#00835c", "#34c596"),
     "untyped": ("#7b5cc9", "#ac93f5"),
     "shuffled": ("#c44a00", "#ff8b52"),
+    "kindred": ("#8f3d1f", "#f0a98c"),
     "random": ("#b04f8d", "#e78fc4"),
     JUDGED: ("#0068ab", "#58b2f2"),
 }

@@ -13,15 +13,19 @@ _ROUNDS = 12  # of pairwise swaps; every triple is offered one in each
 _TRIES = 40  # entities offered to a fact that is to be wrong: half of like kind, half any
 
 
-def shuffle_entities(kg: KG, seed: int, linkable: np.ndarray | None = None) -> KG:
+def shuffle_entities(
+    kg: KG, seed: int, linkable: np.ndarray | None = None, alike: bool = False
+) -> KG:
     """The whole graph under a permutation of its entities: (h, r, t) -> (pi h, r, pi t).
 
     Isomorphic to `kg`; names, aliases and descriptions stay with their ids, so text is linked as
     before and finds another entity's facts. pi stays among linkable entities (bool[E]; None: all)
-    and among others, and within a kind (the set of relations an entity has, with their direction)
-    and like degree (its log2). Groups of fewer than 4 are joined, step by step: by the most
-    frequent relation instead of the kind, then any degree, then any kind. pi has no fixed point
-    but for an entity that is the only one of its linkability.
+    and among others, within like degree (its log2), and among those that are heads, tails or both.
+    What relations an entity has is lost with the rest: it is most of what a graph tells of its
+    type. `alike`: pi stays within a kind (the set of relations, with their direction), so that only
+    what exactly the facts say is lost. Groups of fewer than 4 are joined, step by step: by the most
+    frequent relation instead of the kind, then any degree, then all. pi has no fixed point but for
+    an entity that is the only one of its linkability.
     """
     if linkable is None:
         linkable = np.ones(kg.n_entities, bool)
@@ -30,19 +34,24 @@ def shuffle_entities(kg: KG, seed: int, linkable: np.ndarray | None = None) -> K
             f"linkable: shape {np.shape(linkable)}; give a bool for each of the "
             f"{kg.n_entities:,} entities"
         )
-    moved = permute_entities(kg, seed, np.asarray(linkable, bool))
+    moved = permute_entities(kg, seed, np.asarray(linkable, bool), alike)
     return kg.replace_triples(moved[kg.heads], kg.rels, moved[kg.tails])
 
 
-def permute_entities(kg: KG, seed: int, linkable: np.ndarray) -> np.ndarray:
+def permute_entities(kg: KG, seed: int, linkable: np.ndarray, alike: bool = False) -> np.ndarray:
     """i64[E]: pi of `shuffle_entities`, the entity in whose place each one comes."""
     size, rng = kg.n_entities, np.random.default_rng(seed)
     degree = np.ceil(np.log2(1 + kg.degrees)).astype(np.int64)  # less than 64
-    kind, main = _kinds(kg)
-    able = linkable.astype(np.int64)
+    able, anything = linkable.astype(np.int64), np.zeros(size, np.int64)
+    if alike:
+        kind, main = _kinds(kg)
+        keys = [kind * 64 + degree, main * 64 + degree, main, degree, anything]
+    else:
+        ends = [np.isin(np.arange(size), some).astype(np.int64) for some in (kg.heads, kg.tails)]
+        keys = [(2 * ends[0] + ends[1]) * 64 + degree, degree, anything]
     moved = np.arange(size)
     left = np.arange(size)
-    for key in (kind * 64 + degree, main * 64 + degree, main, degree, np.zeros_like(degree)):
+    for key in keys:
         _, group = np.unique((2 * key + able)[left], return_inverse=True)
         counts = np.bincount(group)
         ready = counts[group] >= (_TINY if key.any() else 2)

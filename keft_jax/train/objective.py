@@ -109,9 +109,7 @@ def reasoning_term(task: Task, weight: float) -> Term:
     )
 
 
-def distill_terms(
-    config: ObjectiveConfig, teacher: Model, task: Task, view: View
-) -> list[Term]:
+def distill_terms(config: ObjectiveConfig, teacher: Model, task: Task, view: View) -> list[Term]:
     """The parts of `objective.distill` that have a weight, each a mean over all real examples,
     labelled or not. The teacher's parameters are `frozen["teacher"]`; it runs without dropout, once
     for all parts, and takes no gradient."""
