@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -42,7 +43,8 @@ def write_facts(
     if config.text == "none":
         return out
     longest, visible = table.tokens.shape[1], config.text == "visible"
-    out = dataclasses.replace(out, own=out.length, length=out.length.copy())
+    own: np.ndarray = out.length
+    out = dataclasses.replace(out, own=own, length=own.copy())
     out = dataclasses.replace(out, tokens=out.tokens.copy(), types=out.types.copy())
     if visible:
         every = np.broadcast_to(np.arange(longest, dtype=np.int32), out.tokens.shape)
@@ -50,10 +52,10 @@ def write_facts(
     if writer is None:
         return out
     chosen = choose_facts(table, seeds_bm, writer)
-    end = tokenizer.token_to_id("[SEP]")
+    end: Any = tokenizer.token_to_id("[SEP]")
     pieces = _encode(chosen, seeds_bm, writer, tokenizer, visible, without)
     for row, some in enumerate(chosen):
-        room = min(config.text_tokens, longest - int(out.own[row]))
+        room = min(config.text_tokens, longest - int(own[row]))
         fitting = []
         for place, (mention, fact) in enumerate(some):
             ids = pieces.get((fact, int(seeds_bm[row, mention]) if visible else -1))
