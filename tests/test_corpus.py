@@ -51,6 +51,6 @@ def test_no_count_is_no_error_and_many_sums_are_scored_at_once(score):
     sums = np.zeros((3, 2, 12))
     rng = np.random.default_rng(1)
     sums[1] = rng.integers(1, 9, (2, 12))
-    got = SCORES[score](sums)
+    got = SCORES[score](sums, sums)
     assert got.shape == (3, 2) and np.isfinite(got).all() and not got[0].any()
-    np.testing.assert_array_equal(got[1, 1], SCORES[score](sums[1, 1]))
+    np.testing.assert_array_equal(got[1, 1], SCORES[score](sums[1, 1], sums[1, 1]))

@@ -19,20 +19,18 @@ off its pseudo-values, of which it is the mean (the jackknife over clusters: Efr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats as distributions
 
+from keft_jax.tasks.corpus import Score
+
 LEVEL = 0.95
 MIN_SEEDS = 5
 MAX_GROUPS = 5_000
 _CHUNK = 500
-
-
-Score = Callable[[np.ndarray], np.ndarray]
-"""A metric of a whole split: f64[..., k], sums over examples -> [...]."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,8 @@ class Sample:
         empty = count == 0  # a draw that holds no example of a small slice
         if self.score is None:
             return np.where(empty, np.nan, sums / np.where(empty, 1, count))
-        return np.where(empty, np.nan, self.score(sums.reshape(len(sums), len(self.columns), -1)))
+        whole = self.table[:, :-1].sum(0).reshape(len(self.columns), -1)
+        return np.where(empty, np.nan, self.score(sums.reshape(len(sums), *whole.shape), whole))
 
     @property
     def bounded(self) -> bool:
@@ -150,12 +149,12 @@ def _pseudo_sums(counts_ck: np.ndarray, count_c: np.ndarray, score: Score) -> np
     """float[C]: sums by cluster of values whose mean is the score, and which differ between
     clusters as much as the score differs with and without each."""
     total_k = counts_ck.sum(0)
-    whole = float(score(total_k))
+    whole = float(score(total_k, total_k))
     here = count_c > 0
     clusters = int(here.sum())
     if clusters < 2:
         return whole * count_c
-    moves = (clusters - 1) * (whole - score(total_k - counts_ck[here]))
+    moves = (clusters - 1) * (whole - score(total_k - counts_ck[here], total_k))
     out = whole * count_c
     out[here] += (moves - moves.mean()) * count_c[here].mean()
     return out

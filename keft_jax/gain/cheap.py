@@ -15,7 +15,7 @@ from keft_jax.gain.cells import Cell
 from keft_jax.gain.probes import Probes
 from keft_jax.gain.rows import CHAR_NGRAM, MAJORITY, PROBES
 from keft_jax.gain.splits import gold_of, text_of
-from keft_jax.tasks.corpus import SCORES
+from keft_jax.tasks.corpus import score_counts
 from keft_jax.tasks.kinds import KINDS
 from keft_jax.tasks.task import Task
 from keft_jax.train.parts import Parts
@@ -42,7 +42,7 @@ def keep_values(task: Task, rows: Mapping[str, np.ndarray], metric: str) -> Valu
 
 def score_of(values: np.ndarray, score: str) -> float:
     """The metric of a split from what `keep_values` kept."""
-    return float(SCORES[score](values.sum(0)) if score else np.mean(values))
+    return score_counts(score, values) if score else float(np.mean(values))
 
 
 class Cheap:
