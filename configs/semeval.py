@@ -27,6 +27,26 @@ from keft_jax.config import (
     with_mode,
 )
 
+LABELS = (
+    "Other",
+    *(
+        f"{relation}({order})"
+        for relation in (
+            "Cause-Effect",
+            "Component-Whole",
+            "Content-Container",
+            "Entity-Destination",
+            "Entity-Origin",
+            "Instrument-Agency",
+            "Member-Collection",
+            "Message-Topic",
+            "Product-Producer",
+        )
+        for order in ("e1,e2", "e2,e1")
+    ),
+)
+"""All of the task: one has a single sentence in all of its training data."""
+
 
 def get_config(arg: str = "500") -> Config:
     labels, mode = read_arg(arg)
@@ -34,7 +54,7 @@ def get_config(arg: str = "500") -> Config:
     data = "data/semeval"
     config = Config(
         name=f"semeval-{labels or 'all'}",
-        task=TaskConfig(kind="relation"),
+        task=TaskConfig(kind="relation", labels=LABELS),
         data=DataConfig(
             generator="semeval",
             source="data/raw",

@@ -124,5 +124,5 @@ def test_nothing_to_look_at():
 
     with pytest.raises(KeftError, match="there is no graph"):
         examine(Config(task=TaskConfig(kind="classification"), fusion=FusionConfig(kind="none")))
-    with pytest.raises(KeftError, match="has no labels"):
+    with pytest.raises(KeftError, match="has no one label"):
         examine(Config(task=TaskConfig(kind="mlm"), fusion=FusionConfig(kind="none")))

@@ -1,111 +1,111 @@
 """FewRel (Han et al. 2018), eight relations of it, with a graph of Wikidata facts, from the raw
-files; and its mentions with types.
+files.
 
-kg.tsv             facts of CoDEx-M and FB15k-237 (by Wikidata ids), without any fact between the
-                   head and the tail of some sentence
+kg.tsv             facts of CoDEx-M and FB15k-237, without any fact between the head and the tail of
+                   some sentence (data/wikidata.py has the names)
 descriptions.tsv   what Wikidata says of an entity in a line, where FB15k-237 has it
 test.jsonl         sentences whose entities stand in no other file, in any role
-select_N.jsonl     N sentences for choosing a checkpoint, likewise, each a part of the larger ones
+select_N.jsonl     N sentences for choosing a checkpoint, likewise, each a part of the larger ones;
+                   but of `voice type`, whose few tails join all its sentences, by their heads alone
 pool.jsonl         the other sentences, to draw from
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keft_jax.config import KeftError
+from keft_jax.data import wikidata
 from keft_jax.data.raw import (
     SPLIT_SEED,
     nested,
-    read_gzip,
     read_jsonl_gzip,
     source_folder,
     write_jsonl,
+    write_tsv,
 )
-from keft_jax.files import write_atomic
 
 TEST_SENTENCES = 200  # of a relation, at most
 SELECT_SIZES = (80, 240)
-PARTS = ("relation/fewrel", "kg/CoDEx-M", "kg/FB15k-237")
+PARTS = ("relation/fewrel", *wikidata.PARTS)
 
 Row = dict[str, Any]
-Triple = tuple[str, str, str]
 
 
 def generate(source: str, folder: Path) -> None:
     """Writes all files, the pool last. Raises KeftError naming what is missing in the source."""
     raw = source_folder(source, PARTS)
-    rows = read_sentences(raw)
-    pairs = {(row[a][1], row[b][1]) for row in rows for a, b in ("ht", "th")}
-    facts = {t for t in read_facts(raw) if (t[0], t[2]) not in pairs}
+    rows, wiki = read_sentences(raw), wikidata.Wikidata(raw)
+    pairs = pairs_of(rows)
+    facts = [t for t in wiki.facts() if (t[0], t[2]) not in pairs]
     known = {entity for head, _, tail in facts for entity in (head, tail)}
     rest, test = split(rows, TEST_SENTENCES)
     seen = {tuple(row["tokens"]) for row in test}
     rest = [row for row in rest if tuple(row["tokens"]) not in seen]
-    pool, select = split(rest, SELECT_SIZES[-1] // len({row["relation"] for row in rest}))
+    relations = {row["relation"] for row in rest}
+    most = SELECT_SIZES[-1] // len(relations)
+    pool, select = split(rest, most)
+    for relation in sorted(relations - {row["relation"] for row in select}):
+        chosen = by_heads([row for row in pool if row["relation"] == relation], most)
+        heads = {row["h"][1] for row in chosen}
+        select += chosen
+        pool = [row for row in pool if row["h"][1] not in heads]
     for row in test:
         row["balanced"] = ""
     for row in balance(test, known):
         row["balanced"] = "yes"
+    for row in (*pool, *select, *test):
+        for side in "ht":
+            row[side] = [row[side][0], wiki.name(row[side][1]), row[side][2]]
     select = nested(select, key=lambda row: row["relation"])
     for size in SELECT_SIZES:
         write_jsonl(folder / f"select_{size}.jsonl", select[:size])
     write_jsonl(folder / "test.jsonl", test)
-    write_atomic(folder / "kg.tsv", "".join("\t".join(t) + "\n" for t in sorted(facts)))
-    write_atomic(folder / "descriptions.tsv", "".join(read_descriptions(raw, known)))
+    write_tsv(folder / "kg.tsv", wiki.in_words(facts))
+    write_tsv(folder / "descriptions.tsv", wiki.descriptions(known))
     write_jsonl(folder / "pool.jsonl", pool)
 
 
 def read_sentences(raw: Path) -> list[Row]:
-    """The sentences, with the name of the relation as `label`."""
-    return [
-        {**row, "label": row["name"]}
-        for row in read_jsonl_gzip(raw / "relation/fewrel/fewrel.jsonl.gz")
-    ]
+    """The sentences, with the name of the relation as `label`; entities by their ids."""
+    file, out = raw / "relation/fewrel/fewrel.jsonl.gz", []
+    for number, row in enumerate(read_jsonl_gzip(file), 1):
+        match row:
+            case {
+                "name": str(name),
+                "relation": str(),
+                "tokens": [*_],
+                "h": [_, str(), [*_]],
+                "t": [_, str(), [*_]],
+            }:
+                out.append({**row, "label": name})
+            case _:
+                raise KeftError(
+                    f"{file}:{number}: no record with tokens, h, t, relation and name; copy it "
+                    "again"
+                )
+    return out
 
 
-def read_facts(raw: Path) -> Iterator[Triple]:
-    """Of CoDEx-M, and of FB15k-237 where both entities have a Wikidata id; all their splits."""
-    wikidata = {mid: entry["wikidata_id"] for mid, entry in read_entries(raw).items()}
-    for name, ids in (("CoDEx-M", None), ("FB15k-237", wikidata)):
-        for part in ("train", "valid", "test"):
-            file = raw / f"kg/{name}/{part}.txt.gz"
-            for number, line in enumerate(read_gzip(file).rstrip("\n").split("\n"), 1):
-                match line.split("\t"):
-                    case [head, relation, tail]:
-                        pass
-                    case _:
-                        raise KeftError(f"{file}:{number}: {line[:60]!r}; three columns, please")
-                if ids is None:
-                    yield head, relation, tail
-                elif ids.get(head) and ids.get(tail):
-                    yield ids[head], relation, ids[tail]
+def pairs_of(rows: Iterable[Row]) -> set[tuple[str, str]]:
+    """The two entities of each sentence, both ways round."""
+    return {(row[a][1], row[b][1]) for row in rows for a, b in ("ht", "th")}
 
 
-def read_descriptions(raw: Path, known: set[str]) -> Iterator[str]:
-    lines = {}
-    for entry in read_entries(raw).values():
-        if entry["wikidata_id"] in known and entry.get("label"):
-            text = f"{entry['label']}: {entry.get('description') or ''}".rstrip(": ")
-            lines[entry["wikidata_id"]] = " ".join(text.split())
-    return (f"{entity}\t{lines[entity]}\n" for entity in sorted(lines))
-
-
-def read_entries(raw: Path) -> dict[str, dict[str, Any]]:
-    """Freebase id -> its Wikidata id, label, other names and description."""
-    file = raw / "kg/FB15k-237/entity2wikidata.json.gz"
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(read_gzip(file))
-    except ValueError as error:
-        raise KeftError(f"{file}: not JSON ({error}); copy it again") from error
-    return found
+def by_heads(rows: Sequence[Row], most: int) -> list[Row]:
+    """Some `most` of the sentences, with all of a head entity or none."""
+    heads = sorted({row["h"][1] for row in rows})
+    out: list[Row] = []
+    for head in random.Random(SPLIT_SEED).sample(heads, len(heads)):
+        if len(out) < most:
+            out += [row for row in rows if row["h"][1] == head]
+    return out[:most]
 
 
 def split(rows: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:

@@ -1,7 +1,8 @@
 """Types of mentions: sentences of FewRel with an entity each and the classes that Wikidata puts it
 in, grouped; and a graph of facts about it that do not say its class.
 
-kg.tsv             facts of CoDEx-M and FB15k-237 (by Wikidata ids) but those of `TYPE_LIKE`
+kg.tsv             facts of CoDEx-M and FB15k-237 (named by data/wikidata.py) but those of
+                   `TYPE_LIKE`
 descriptions.tsv   what Wikidata says of an entity in a line, where FB15k-237 has it. It often names
                    the class: give it to no model that is to be told facts alone
 test.jsonl         the validation part of the source, whose entities are not in its training part
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from keft_jax.config import KeftError
-from keft_jax.data.fewrel import read_descriptions, read_facts
 from keft_jax.data.raw import (
     read_jsonl_gzip,
     set_apart,
@@ -29,11 +29,13 @@ from keft_jax.data.raw import (
     write_jsonl,
     write_tsv,
 )
+from keft_jax.data.wikidata import PARTS as WIKIDATA
+from keft_jax.data.wikidata import Wikidata
 
 logger = logging.getLogger(__name__)
 
 SELECT_MENTIONS = 250
-PARTS = ("typing/fewrel-typing", "kg/CoDEx-M", "kg/FB15k-237")
+PARTS = ("typing/fewrel-typing", *WIKIDATA)
 
 TYPE_LIKE = (
     "P31",  # instance of
@@ -139,15 +141,17 @@ def generate(source: str, folder: Path) -> None:
     rest = without(rest, test, lambda row: row["cluster"])
     select, pool = set_apart(rest, lambda row: row["cluster"], SELECT_MENTIONS)
     pool = without(pool, test + select, lambda row: tuple(row["tokens"]))
-    facts = [fact for fact in read_facts(raw) if fact[1] not in TYPE_LIKE]
+    wiki = Wikidata(raw)
+    facts = [fact for fact in wiki.facts() if fact[1] not in TYPE_LIKE]
     known = {entity for head, _, tail in facts for entity in (head, tail)}
     for row in pool + select + test:
         row["in_graph"] = "yes" if row["cluster"] in known else "no"
+        surface, entity, places = row["mention"]
+        row["mention"] = [surface, wiki.name(entity), places]
     write_jsonl(folder / "test.jsonl", test)
     write_jsonl(folder / "select.jsonl", select)
-    write_tsv(folder / "kg.tsv", facts)
-    lines = (line.rstrip("\n").split("\t") for line in read_descriptions(raw, known))
-    write_tsv(folder / "descriptions.tsv", ((entity, text) for entity, text in lines))
+    write_tsv(folder / "kg.tsv", wiki.in_words(facts))
+    write_tsv(folder / "descriptions.tsv", wiki.descriptions(known))
     write_jsonl(folder / "pool.jsonl", pool)
 
 

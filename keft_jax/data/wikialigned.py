@@ -1,9 +1,9 @@
 """Wikipedia articles with the Wikidata entities that they link to (a sample of ERNIE's pre-training
 data, Zhang et al. 2019), and the graph of FewRel.
 
-kg.tsv             facts of CoDEx-M and FB15k-237 (by Wikidata ids), without any fact between the
-                   head and the tail of some sentence of FewRel: a model trained on these is to be
-                   tried there
+kg.tsv             facts of CoDEx-M and FB15k-237 (named by data/wikidata.py), without any fact
+                   between the head and the tail of some sentence of FewRel: a model trained on
+                   these is to be tried there
 descriptions.tsv   what Wikidata says of an entity in a line, where FB15k-237 has it
 test.jsonl         texts of articles that are in no other file
 select.jsonl       texts for choosing a checkpoint, likewise
@@ -11,7 +11,7 @@ train.jsonl        the other articles
 
 A text is as many sentences of an article in a row as fit into `LENGTH` word pieces; sentences that
 are in FewRel are left out. The raw files hold numbers of bert-base-uncased's pieces, from which the
-texts are put together again; `spans` has the links, [start, end, id].
+texts are put together again; `spans` has the links, [start, end, name].
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from keft_jax.config import KeftError
-from keft_jax.data.fewrel import read_descriptions, read_facts, read_sentences
-from keft_jax.data.raw import SPLIT_SEED, read_gzip, source_folder, write_jsonl
+from keft_jax.data.fewrel import pairs_of, read_sentences
+from keft_jax.data.raw import SPLIT_SEED, read_gzip, source_folder, write_jsonl, write_tsv
 from keft_jax.data.tokenize import load_tokenizer
-from keft_jax.files import write_atomic
+from keft_jax.data.wikidata import PARTS as WIKIDATA
+from keft_jax.data.wikidata import Wikidata
 
 LENGTH = 94
 VOCABULARY = "../models/all-MiniLM-L6-v2"  # has bert-base-uncased's pieces
-PARTS = ("mlm/ernie-wiki-aligned", "relation/fewrel", "kg/CoDEx-M", "kg/FB15k-237", VOCABULARY)
+PARTS = ("mlm/ernie-wiki-aligned", "relation/fewrel", *WIKIDATA, VOCABULARY)
 NOTHING = "#UNK#"
 
 Atom = tuple[list[int], str]  # the pieces of a word, or of all words of a link; its entity, or ""
@@ -42,8 +43,8 @@ def generate(source: str, folder: Path) -> None:
     tokenizer = load_tokenizer(raw / VOCABULARY)
     pieces = [str(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())]
     rows = read_sentences(raw)
-    pairs = {(row[a][1], row[b][1]) for row in rows for a, b in ("ht", "th")}
-    facts = {t for t in read_facts(raw) if (t[0], t[2]) not in pairs}
+    wiki, pairs = Wikidata(raw), pairs_of(rows)
+    facts = [t for t in wiki.facts() if (t[0], t[2]) not in pairs]
     known = {entity for head, _, tail in facts for entity in (head, tail)}
     test_sentences = tokenizer.encode_batch(
         [" ".join(row["tokens"]) for row in rows], add_special_tokens=False
@@ -51,13 +52,17 @@ def generate(source: str, folder: Path) -> None:
     elsewhere = {tuple(e.ids) for e in test_sentences}
     articles = [
         [
-            {"text": text, "spans": spans, "article": str(number)}
+            {
+                "text": text,
+                "spans": [(start, end, wiki.name(entity)) for start, end, entity in spans],
+                "article": str(number),
+            }
             for text, spans in (write(atoms, pieces) for atoms in pack(sentences, LENGTH))
         ]
         for number, sentences in enumerate(read_articles(raw, pieces, elsewhere))
     ]
-    write_atomic(folder / "kg.tsv", "".join("\t".join(t) + "\n" for t in sorted(facts)))
-    write_atomic(folder / "descriptions.tsv", "".join(read_descriptions(raw, known)))
+    write_tsv(folder / "kg.tsv", wiki.in_words(facts))
+    write_tsv(folder / "descriptions.tsv", wiki.descriptions(known))
     write_splits(folder, articles)
 
 

@@ -108,7 +108,10 @@ class AnchorHead(nnx.Module):
         # The node of a mention is that of the anchor that begins behind the mark.
         mentions = batch.mentions
         here_bkm = (mentions.start[:, None] == at_bk1 + 1) & (mentions.node >= 0)[:, None]
-        node_bk = jnp.where(here_bkm, mentions.node[:, None], -1).max(2)
+        # Of several candidates the first one, which is the best.
+        first_bk = here_bkm.argmax(2)
+        node_bk = jnp.take_along_axis(mentions.node, first_bk, 1)
+        node_bk = jnp.where(here_bkm.any(2), node_bk, -1)
         nodes_bnw = nodes_bnw.astype(jnp.float32)
         gate_bn = jnp.ones(nodes_bnw.shape[:2])
         if self.gate is not None:
