@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -106,12 +107,18 @@ def test_every_level_stands_beside_the_whole_graph(table):
         assert levels[1]["loss"]["mean"] == pytest.approx(-part["versus"][levels[1]["row"]]["mean"])
 
 
-def test_tables_of_another_metric_are_no_curve(table, tmp_path):
-    summary = table[1]["examples"]["12"]
-    for name, metric in (("a", "f1"), ("b", "accuracy")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps(summary | {"metric": metric}))
-    with pytest.raises(KeftError, match=r"b: a table of another metric"):
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"metric": "accuracy"}, "metric = 'accuracy'"), ({"rate": 0.5}, "learning_rate = 0.5")],
+)
+def test_tables_of_another_kind_are_no_curve(table, tmp_path, changed, told):
+    for name, change in (("a", {}), ("b", changed)):
+        shutil.copytree(table[0] / "12", tmp_path / name)
+        file = tmp_path / name / "manifest.json"
+        manifest = json.loads(file.read_text()) | change
+        manifest["config"]["optim"]["learning_rate"] = manifest.pop("rate", 0.01)
+        file.write_text(json.dumps(manifest))
+    with pytest.raises(KeftError, match=rf"b: a table with .*{told}, and a has"):
         write_examples(tmp_path)
 
 

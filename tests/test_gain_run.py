@@ -194,10 +194,19 @@ def test_another_tokenizer_is_refused(config, tmp_path):
     assert claim("where is it") == manifest
     with pytest.raises(KeftError, match=r"data_hash\.vocabulary = "):
         claim("where is she")
-    # A table of before it was kept goes on.
-    del manifest["data_hash"]["vocabulary"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert claim("where is she") == manifest
+    # A table that is older than a field goes on where that has its default.
+    older = json.loads(json.dumps(manifest))
+    del older["config"]["optim"]["ema"], older["config"]["gain"]["attributes"]
+    (folder / "manifest.json").write_text(json.dumps(older))
+    assert claim("where is it") == manifest
+    del older["config"]["data"]["vocab"]
+    (folder / "manifest.json").write_text(json.dumps(older))
+    with pytest.raises(KeftError, match=r"data\.vocab = '', this one has"):
+        claim("where is it")
+    # One whose rows meant something else does not.
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": 1}))
+    with pytest.raises(KeftError, match="rows = 1, this one has 2"):
+        claim("where is it")
 
 
 def test_tables_merge(table, config, tmp_path):

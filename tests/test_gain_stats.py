@@ -314,7 +314,7 @@ def make_table(seeds, rows=("none", "true"), data="d1", kg="k1", **config):
     ]
     config = dataclasses.asdict(dataclasses.replace(CONFIG, **config))
     manifest = {"task": "kgqa", "metric": "hits@1", "config": json.loads(json.dumps(config))}
-    manifest |= {"data_hash": {"test": data}, "kg_hash": kg}
+    manifest |= {"data_hash": {"test": data}, "kg_hash": kg, "rows": 2}
     return Table(cells, [make_split(6, 3, "te/st\n", covered=np.arange(6) < 3)], manifest)
 
 

@@ -11,6 +11,7 @@ Strings are stored as JSON in a uint8 array, so no file needs pickle.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from keft_jax.config import KeftError
+from keft_jax.config import Config, KeftError
 from keft_jax.files import write_atomic
 
 # What may differ between runs that are read as one table: which cells they made, and their looks.
@@ -118,7 +119,7 @@ class Table:
     splits: list[Split]
     manifest: dict[str, Any]
     """{"task", "metric", "score" (of tasks/corpus.py, where the metric is no mean), "config": dict,
-    "data_hash": {split: hash}, "kg_hash", ...}"""
+    "data_hash": {split: hash}, "kg_hash", "rows": gain.rows.DEFINITION}"""
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         folder = Path(folder)
@@ -231,22 +232,34 @@ def merge(folders: Iterable[str | os.PathLike[str]]) -> Table:
     return Table(list(cells.values()), first.splits, first.manifest)
 
 
-def _refuse_difference(a: Path, one: Table, b: Path, two: Table) -> None:
-    def comparable(table: Table) -> dict[str, Any]:
-        values = dict(table_config(table.manifest.get("config", {})))
-        for key, value in table.manifest.items():
-            if key in ("task", "metric", "data_hash", "kg_hash"):
-                values |= table_config({key: value})
-        return values
-
-    left, right = comparable(one), comparable(two)
+def find_difference(
+    one: dict[str, Any], two: dict[str, Any], free: Iterable[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """(what, its value in one manifest, in the other), where their cells may not stand in one
+    table. A field of the config that a manifest is older than has its default there. free: what
+    may differ as well."""
+    left, right = _comparable(one), _comparable(two)
     # Hashes first: a changed graph matters more than the path it was read from.
     for key in sorted(left.keys() | right.keys(), key=lambda k: ("hash" not in k, k)):
-        if left.get(key) != right.get(key):
-            raise KeftError(
-                f"{key}: {left.get(key)!r} in {a}, {right.get(key)!r} in {b}; "
-                "one table needs the same everywhere: merge only runs that share it"
-            )
+        if key not in free and left.get(key) != right.get(key):
+            return key, left.get(key), right.get(key)
+    return None
+
+
+def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+    rest = {"rows": 1, **manifest, "config": {}}  # 1: of before it was written down
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    defaults = {k: dataclasses.asdict(make()) for k, make in sections.items() if callable(make)}
+    return table_config(rest) | table_config(defaults) | table_config(manifest["config"])
+
+
+def _refuse_difference(a: Path, one: Table, b: Path, two: Table) -> None:
+    if found := find_difference(one.manifest, two.manifest):
+        key, left, right = found
+        raise KeftError(
+            f"{key}: {left!r} in {a}, {right!r} in {b}; "
+            "one table needs the same everywhere: merge only runs that share it"
+        )
     names = [[split.name for split in table.splits] for table in (one, two)]
     if names[0] != names[1]:
         raise KeftError(f"splits: {names[0]} in {a}, {names[1]} in {b}; merge only equal ones")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from keft_jax.config import Config, KeftError
 from keft_jax.files import write_atomic
+from keft_jax.gain.cells import find_difference
 from keft_jax.gain.charts import Lines, draw_legend, draw_lines
 from keft_jax.gain.compare import best_control
 from keft_jax.gain.console import plot_lines
@@ -22,6 +23,8 @@ from keft_jax.gain.run import GainRun, run_table
 from keft_jax.gain.sections import TONES, Scale
 from keft_jax.gain.verdict import count
 
+OF_LABELS = ("data.draw", "data.select", "data_hash.select", "optim.steps", "eval.every")
+"""What recipes choose by the number of labels."""
 Tables = dict[str, dict[str, Any]]
 """Name of a table's directory -> its summary, by rising number of labels."""
 
@@ -44,23 +47,23 @@ def run_examples(
 
 def write_examples(folder: Path) -> dict[str, Any]:
     """summary.json, report.html and gain.png of the finished tables in a folder. Raises KeftError
-    where they are not of one graph, metric and reported split."""
-    found = {
+    where they differ in more than what a number of labels asks for."""
+    done = {
         file.parent.name: json.loads(file.read_text("utf-8"))
         for file in sorted(folder.glob("*/summary.json"))
     }
-    tables = dict(sorted(found.items(), key=lambda item: item[1]["train"]))
+    tables = dict(sorted(done.items(), key=lambda item: item[1]["train"]))
     first = next(iter(tables.values()))
-
-    def kind(summary: Mapping[str, Any]) -> list[Any]:
-        data = [summary["data_hash"][split] for split in summary["splits"]]
-        return [summary["metric"], summary["kg_hash"], *summary["splits"], *data]
-
-    for name, summary in tables.items():
-        if kind(summary) != kind(first):
+    made = {
+        name: json.loads((folder / name / "manifest.json").read_text("utf-8")) for name in tables
+    }
+    one = next(iter(made))
+    for name, manifest in made.items():
+        if found := find_difference(made[one], manifest, OF_LABELS):
+            key, left, right = found
             raise KeftError(
-                f"{folder / name}: a table of another metric, graph or reported split than "
-                f"{next(iter(tables))}; move it elsewhere"
+                f"{folder / name}: a table with {key} = {right!r}, and {one} has {left!r}; move it "
+                "elsewhere"
             )
     out = {"task": first["task"], "metric": first["metric"], "examples": tables}
     write_atomic(folder / "summary.json", json.dumps(out, indent=2, default=float).encode())

@@ -19,13 +19,13 @@ from rich.console import Console
 from keft_jax.config import Config, KeftError
 from keft_jax.data.features import Dataset, Knowledge, with_row
 from keft_jax.data.rows import ROWS
-from keft_jax.gain.cells import Cell, save_manifest, save_splits, table_config, write_atomic
+from keft_jax.gain.cells import Cell, find_difference, save_manifest, save_splits, write_atomic
 from keft_jax.gain.cheap import Cheap, keep_values, score_of
 from keft_jax.gain.cost import measure_cost
 from keft_jax.gain.draw import can_draw, draw_examples
 from keft_jax.gain.finish import finish
 from keft_jax.gain.report import print_table
-from keft_jax.gain.rows import JUDGED, PLAIN
+from keft_jax.gain.rows import DEFINITION, JUDGED, PLAIN
 from keft_jax.gain.splits import given, make_split
 from keft_jax.gain.variants import Variants
 from keft_jax.models.pretrained import start_digest
@@ -156,21 +156,16 @@ class GainRun:
             "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
             "data_hash": self.data_hash(),
             "kg_hash": self.parts.knowledge.kg.hash,
+            "rows": DEFINITION,
         }
         if (self.workdir / "manifest.json").is_file():
             there = json.loads((self.workdir / "manifest.json").read_text("utf-8"))
-            if "vocabulary" not in there["data_hash"]:  # begun before it was kept
-                manifest["data_hash"].pop("vocabulary", None)
-            old, new = (
-                table_config({**m, "config": {}}) | table_config(m["config"])
-                for m in (there, manifest)
-            )
-            for key in sorted(old.keys() | new.keys()):
-                if old.get(key) != new.get(key):
-                    raise KeftError(
-                        f"{self.workdir}: holds a table with {key} = {old.get(key)!r}, this one "
-                        f"has {new.get(key)!r}; give another --workdir"
-                    )
+            if found := find_difference(there, manifest):
+                key, old, new = found
+                raise KeftError(
+                    f"{self.workdir}: holds a table with {key} = {old!r}, this one has {new!r}; "
+                    "give another --workdir"
+                )
         self.workdir.mkdir(parents=True, exist_ok=True)
         save_splits(self.workdir, [make_split(n, d, self.parts) for n, d in self.tests.items()])
         save_manifest(self.workdir, manifest)
@@ -178,11 +173,9 @@ class GainRun:
     def data_hash(self) -> dict[str, str]:
         sets = {"train": self.train, "select": self.select, **self.tests}
         out = {name: fingerprint(dataset.examples) for name, dataset in sets.items()}
-        start = start_digest(self.config)
-        if start or self.config.data.vocab:  # else it follows from the training text
-            tokenizer = self.parts.knowledge.vocabulary.tokenizer
-            out = {"vocabulary": digest(tokenizer.to_str())} | out
-        out |= {"encoder.pretrained": start} if start else {}
+        out["vocabulary"] = digest(self.parts.knowledge.vocabulary.tokenizer.to_str())
+        if start := start_digest(self.config):
+            out["encoder.pretrained"] = start
         return out | {name: value for name, value in self._read.items() if value}
 
     def _rates(self, row: str, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
