@@ -461,6 +461,19 @@ def test_char_ngram_reads_parts_of_words():
     assert model.settings["train"] == 150
 
 
+def test_char_ngram_is_tuned_for_the_metric_of_the_table():
+    texts, answers = ["a b", "a c", "d e", "d f"] * 3, ["x", "x", "x", "y"] * 3
+    seen = []
+
+    def measure(said, right):
+        seen.append(right)
+        return said.count("y") / len(said)
+
+    model = fit_char_ngram(texts, answers, ["d f", "a q"], ["y", "x"], measure)
+    assert model.settings["select"] == measure(model.predict(["d f", "a q"]), [])
+    assert seen[0] == [("y",), ("x",)] and model.settings["select"] > 0
+
+
 def test_char_ngram_without_a_hint_falls_back_to_the_majority():
     answers = [("x", "z"), ("y",), ("x",), ()]
     assert char_ngram(["a b", "c d", "e f", "g"], answers, [], [], ["★★★", ""]) == ["x", "x"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -24,6 +24,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from keft_jax.config import KeftError
 
 Answers = Sequence[str | Sequence[str]]
+Measure = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+"""(what is answered, right answers) -> the metric of a table."""
 
 MAX_EXACT = 8_000
 """Training texts up to which the N x N Gram matrix is solved exactly."""
@@ -90,8 +92,10 @@ def fit_char_ngram(
     train_answers: Answers,
     select_texts: Sequence[str],
     select_answers: Answers,
+    measure: Measure | None = None,
 ) -> CharNgram:
-    """Fits on the training texts; kernel and ridge come from the selection split.
+    """Fits on the training texts; kernel and ridge come from the selection split, where `measure`
+    is what they are chosen by (None: the share that is right).
 
     The kernel is chosen on at most TUNE_TRAIN x TUNE_SELECT examples, the ridge once more with all
     training texts. Above MAX_EXACT training texts an evenly spaced part of them is used, since
@@ -104,12 +108,14 @@ def fit_char_ngram(
     texts, answers = [train_texts[i] for i in usable], [answers[i] for i in usable]
     judged = _spread([i for i, right in enumerate(_as_sets(select_answers)) if right], TUNE_SELECT)
     select = [select_texts[i] for i in judged]
-    right = [set(_as_sets(select_answers)[i]) for i in judged]
+    right = [_as_sets(select_answers)[i] for i in judged]
+    measure = measure or _hits
 
     kernel, ridge = (_CHARS[-1], _WORD_SHARES[1]), 1.0
     if select:
         part = _spread(list(range(len(texts))), TUNE_TRAIN)
-        kernel, ridge = _choose([texts[i] for i in part], [answers[i] for i in part], select, right)
+        some = [texts[i] for i in part], [answers[i] for i in part]
+        kernel, ridge = _choose(*some, select, right, measure)
     grams = _Grams(texts, [kernel[0]], with_words=kernel[1] > 0)
     kernel_nn = grams.combine(grams.own(), kernel)
     kernel_sn = grams.combine(grams.against(select), kernel)
@@ -117,7 +123,7 @@ def fit_char_ngram(
     # More texts may want another ridge, so the next smaller one has its turn as well.
     for value in (ridge, ridge / 3) if select and len(texts) > TUNE_TRAIN else (ridge,):
         model = CharNgram(grams, kernel, value, kernel_nn, answers)
-        score = _hits(model.answer(kernel_sn), right) if select else 0.0
+        score = measure(model.answer(kernel_sn), right) if select else 0.0
         if best is None or score > best[0]:
             best = (score, model)
     assert best is not None
@@ -129,7 +135,11 @@ Kernel = tuple[tuple[int, int], float]  # range of character n-grams, share of w
 
 
 def _choose(
-    texts: list[str], answers: list[tuple[str, ...]], select: list[str], right: list[set[str]]
+    texts: list[str],
+    answers: list[tuple[str, ...]],
+    select: list[str],
+    right: list[tuple[str, ...]],
+    measure: Measure,
 ) -> tuple[Kernel, float]:
     grams = _Grams(texts, _CHARS)
     own, other = grams.own(), grams.against(select)
@@ -139,13 +149,14 @@ def _choose(
         kernel_nn, kernel_sn = grams.combine(own, kernel), grams.combine(other, kernel)
         for r, ridge in enumerate(_RIDGES):
             model = CharNgram(grams, kernel, ridge, kernel_nn, answers)
-            score_kr[k, r] = _hits(model.answer(kernel_sn), right)
+            score_kr[k, r] = measure(model.answer(kernel_sn), right)
     # A few hundred examples make a noisy judge: a ridge is judged with its neighbours.
     padded = np.pad(score_kr, ((0, 0), (1, 1)), mode="edge")
     smooth_kr = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
     # Of settings within half a standard error of the best, the most damped carries over best.
     top = smooth_kr.max()
-    near_kr = smooth_kr >= top - 0.5 * np.sqrt(top * (1 - top) / len(select))
+    error = np.sqrt(max(top * (1 - top), 0) / len(select))  # as of a share
+    near_kr = smooth_kr >= top - 0.5 * error
     r = int(np.flatnonzero(near_kr.any(0))[-1])
     k = int(np.argmax(np.where(near_kr[:, r], smooth_kr[:, r], -1)))
     return kernels[k], _RIDGES[r]
@@ -264,7 +275,7 @@ class CharNgram:
         return [answer for block in blocks for answer in self.answer(block)]
 
 
-def _hits(predicted: Sequence[str], right: Sequence[set[str]]) -> float:
+def _hits(predicted: Sequence[str], right: Sequence[Sequence[str]]) -> float:
     return float(np.mean([answer in of for answer, of in zip(predicted, right, strict=True)]))
 
 

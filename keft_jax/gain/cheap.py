@@ -63,22 +63,22 @@ class Cheap:
 
     @cached_property
     def _probes(self) -> Probes:
-        return Probes(self._parts, self._train, self._tests, measure=self._measure)
+        def measure(gold: np.ndarray, said: np.ndarray) -> float:
+            return self._measure(said.tolist(), [(label,) for label in gold.tolist()])
 
-    def _measure(self, gold: np.ndarray, said: np.ndarray) -> float:
-        """The table's metric of labels in words."""
+        return Probes(self._parts, self._train, self._tests, measure=measure)
+
+    def _measure(self, said: Sequence[str], gold: Sequence[Sequence[str]]) -> float:
+        """The table's metric of answers in words."""
         own = self._parts.task.corpus.get(self._metric)
-        if own is None:
-            return float((gold == said).mean())
-        number = {name: i for i, name in enumerate(self._parts.task.choices)}
-        rows = {"gold": gold, "choice": said}
-        return own({k: np.array([number[x] for x in v]) for k, v in rows.items()})
+        return score_of(self._score(said, gold)[self._metric], own.score if own else "")
 
     def cell(self, row: str, seed: int, drawn: np.ndarray) -> Cell:
         """A row on the training examples `drawn` (their numbers)."""
         begin = time.perf_counter()
         said = self._answer(row, seed, drawn)
-        metrics = {name: self._score(said[name], d) for name, d in self._tests.items()}
+        gold = {n: [gold_of(e, self._kind) for e in d.examples] for n, d in self._tests.items()}
+        metrics = {name: self._score(said[name], gold[name]) for name in self._tests}
         return Cell(row, seed, metrics, said, [], {"seconds": time.perf_counter() - begin})
 
     def _answer(self, row: str, seed: int, drawn: np.ndarray) -> dict[str, list[str]]:
@@ -93,6 +93,7 @@ class Cheap:
                 gold,
                 [text_of(e) for e in select],
                 [gold_of(e, self._kind) for e in select],
+                self._measure,
             )
             return {n: model.predict([text_of(e) for e in d.examples]) for n, d in tests}
         seen = [e.pattern for e in train]
@@ -100,13 +101,11 @@ class Cheap:
             n: majority_per_pattern(seen, gold, [e.pattern for e in d.examples]) for n, d in tests
         }
 
-    def _score(self, said: Sequence[str], dataset: Dataset) -> Values:
+    def _score(self, said: Sequence[str], gold: Sequence[Sequence[str]]) -> Values:
         task = self._parts.task
-        rows: dict[str, Any] = score_single(
-            said, [gold_of(e, self._kind) for e in dataset.examples]
-        )
+        rows: dict[str, Any] = score_single(said, gold)
         if KINDS[self._kind].single:
             number = {name: i for i, name in enumerate(task.choices)}
             rows["choice"] = np.array([number[name] for name in said], np.int32)
-            rows["gold"] = np.array([number[str(e.label)] for e in dataset.examples], np.int32)
+            rows["gold"] = np.array([number[label] for (label,) in gold], np.int32)
         return keep_values(task, rows, self._metric)
