@@ -88,6 +88,27 @@ def test_few_or_equal_labels_are_no_error():
     assert len(empty([[["a"]], [["b"]]])) == 1
 
 
+def test_knowledge_that_tells_nothing_is_left_out():
+    """Tuning has the text alone among its choices."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 60)
+    text = [["good" if y else "bad", f"w{i % 7}"] for i, y in enumerate(label)]
+    noise = [[f"f{k}" for k in rng.integers(0, 40, 30)] for _ in label]
+    names, clusters = np.where(label, "x", "y"), np.arange(60).astype(str)
+    settings = {}
+    fitted = fit_probe([text[:40], noise[:40]], names[:40], clusters[:40], settings)
+    assert settings["features"] == 0
+    assert fitted([text[40:], noise[40:]]) == names[40:].tolist()
+    often = rng.integers(0, 9, 60)
+    facts = [
+        ["on a"] * int(n) + (["on b"] if y else ["on c"]) for n, y in zip(often, label, strict=True)
+    ]
+    settings = {}
+    fitted = fit_probe([noise[:40], facts[:40]], names[:40], clusters[:40], settings)
+    assert settings["features"] > 0
+    assert fitted([noise[40:], facts[40:]]) == names[40:].tolist()
+
+
 def test_marked_mentions_are_masked_in_order():
     example = Example(0, "Ada wrote to Bob .", spans=((13, 16, "b"), (0, 3, "a")))
     features = read_text(example, roles=True)

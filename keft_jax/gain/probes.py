@@ -214,9 +214,9 @@ def fit_probe(
 ) -> Callable[[Sequence[Features]], list[str]]:
     """Logistic regression on the text (the first kind of features) and one other kind, if any.
 
-    Pairs of words or not, which one, its weight and C come from 3-fold cross-validation inside the
-    sample, whole clusters in one fold; of equals the first. `settings` keeps them: filled where it
-    is empty, else used. measure: what is tuned for.
+    Pairs of words or not, which one if any, its form and weight, and C come from 3-fold
+    cross-validation inside the sample, whole clusters in one fold; of equals the first. `settings`
+    keeps them: filled where it is empty, else used. measure: what is tuned for.
     Gives a function from the same kinds of features of other examples to labels."""
     settings = {} if settings is None else settings
     if len(np.unique(labels)) < 2:
@@ -249,10 +249,11 @@ def _without_pairs(features: Features) -> Features:
 
 
 def _join(text: _Choice, train: Sequence[Features]) -> list[_Choice]:
-    """The text with each other kind of features, in each weight."""
+    """The text alone, and with each other kind of features, in each form and weight."""
     x_nf, apply_text = text
-    out: list[_Choice] = []
-    blocks = [(number, _both(features)) for number, features in enumerate(train[1:], 1)]
+    out = [text]
+    kinds = enumerate(train[1:], 1)
+    blocks = [(n, form(features)) for n, features in kinds for form in (_both, _occur)]
     for (number, block), weight in product(blocks, _WEIGHTS):
 
         def apply(
@@ -327,6 +328,12 @@ def _tf_idf(features: Features) -> _Block:
 
 def _nothing(examples: int) -> _Block:
     return _Block(csr_matrix((examples, 1)), lambda others: csr_matrix((len(others), 1)))
+
+
+def _occur(features: Features) -> _Block:
+    """Whether a feature occurs, however often."""
+    block = _tf_idf([[*dict.fromkeys(some)] for some in features])
+    return _Block(block.train, lambda others: block.apply([[*dict.fromkeys(o)] for o in others]))
 
 
 def _both(features: Features) -> _Block:
