@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from keft_jax.config import KeftError, MeshConfig
-from keft_jax.data.features import Dataset, with_row
+from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example, examples_from, read_examples
 from keft_jax.export import is_export, load_export
 from keft_jax.kg.store import KG
@@ -80,7 +80,7 @@ class Predictor:
         if not examples:
             return []
         evaluator, guess = self._on(kg)
-        dataset, task = self._dataset(evaluator.parts, examples), evaluator.parts.task
+        dataset, task = evaluator.parts.ready(examples), evaluator.parts.task
         answers = task.answers(evaluator.rows(guess, self._params, dataset), dataset, top)
         return [
             {"text": example.text, **answer, "mentions": mentions}
@@ -89,17 +89,13 @@ class Predictor:
             )
         ]
 
-    def _dataset(self, parts: Parts, examples: Sequence[Example]) -> Dataset:
-        row, seed = parts.config.knowledge.row, parts.config.seed
-        return with_row(parts.dataset(examples), parts.knowledge, row, seed)
-
     def evaluate(self, path: str | os.PathLike[str], kg: KG | None = None) -> dict[str, Any]:
         """The task's metrics on a labelled file, with the number of examples and the share of
         them that has a linked entity. Raises KeftError for a file that cannot be read and a label
         that training never saw, NotFiniteError as `predict`."""
         evaluator, _ = self._on(kg)
         parts = evaluator.parts
-        dataset = self._dataset(parts, parts.read(str(path)))
+        dataset = parts.ready(parts.read(str(path)))
         scores = parts.task.summarise(evaluator.evaluate(self._params, dataset))
         linked = float(dataset.linked.mean())
         return {"examples": len(dataset), "linked": linked, **scores}
