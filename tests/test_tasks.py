@@ -13,7 +13,7 @@ from keft_jax.tasks.kgqa import KGQA
 NAMES = [f"e{i:02}" for i in range(60)]
 
 
-NO_TOKENS = Tokens([], [], [], np.zeros(0, np.int32), 0)
+NO_TOKENS = Tokens([], [], [], np.zeros(0, np.int32), np.zeros(0, bool))
 
 
 @pytest.fixture(scope="module")

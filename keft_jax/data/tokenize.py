@@ -41,8 +41,7 @@ class Tokens:
     types: list[np.ndarray]  # int32[length]: 0 text, 1 pair
     offsets: list[np.ndarray]  # int32[length, 2]: characters of own text; special tokens (0, 0)
     lengths: np.ndarray  # int32[texts]
-    truncated: int
-    """Texts that were cut to the longest length."""
+    cut: np.ndarray  # bool[texts]: which lost their end to the longest length
 
     def spans(self, i: int, char_spans: Sequence[tuple[int, int]], part: int = 0) -> np.ndarray:
         """Token spans of character spans of text i (part 0) or of its pair (part 1)."""
@@ -249,13 +248,14 @@ def encode(
     firsts = tok.encode_batch(list(texts), add_special_tokens=False)
     seconds = tok.encode_batch([pairs[i] for i in with_pair], add_special_tokens=False)
     second_of = dict(zip(with_pair, seconds, strict=True))
-    ids, types, offsets, truncated = [], [], [], 0
+    ids, types, offsets = [], [], []
+    cut = np.zeros(len(texts), bool)
     for i, first in enumerate(firsts):
         second = second_of.get(i)
         a, b = len(first), 0 if second is None else len(second)
         room = max_length - (2 if second is None else 3)
         if a + b > room:
-            truncated += 1
+            cut[i] = True
             short = min(a, b, room // 2)
             a, b = (short, room - short) if a < b else (room - short, short)
         row, places = [cls, *first.ids[:a], sep], [none, *first.offsets[:a], none]
@@ -266,4 +266,4 @@ def encode(
         types.append((np.arange(len(row)) >= a + 2).astype(np.int32))
         offsets.append(np.array(places, np.int32))
     lengths = np.array([len(row) for row in ids], np.int32)
-    return Tokens(ids, types, offsets, lengths, truncated)
+    return Tokens(ids, types, offsets, lengths, cut)
