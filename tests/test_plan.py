@@ -101,6 +101,27 @@ def test_draws_are_nested_and_differ_by_seed():
         assert len(BatchPlan(lengths(400), 8, BUCKETS, 7, draw=everything).examples) == 400
 
 
+def test_a_small_draw_of_many_classes_is_of_all_of_them_in_turn():
+    strata = np.arange(200) % 25
+    drawn = [BatchPlan(np.full(200, 5), 4, (8,), s, 4, strata).examples for s in range(40)]
+    classes = [set(strata[some]) for some in drawn]
+    assert all(len(some) == 4 for some in classes)
+    assert len(set().union(*classes)) == 25
+    whole = BatchPlan(np.full(200, 5), 4, (8,), 0, 50, strata).examples
+    assert (np.bincount(strata[whole]) == 2).all() and set(drawn[0]) < set(whole)
+
+
+def test_examples_are_drawn_with_all_their_windows():
+    owner = np.repeat(np.arange(60), np.arange(60) % 4 + 1)
+    plans = [BatchPlan(lengths(len(owner)), 8, BUCKETS, 7, n, owner=owner) for n in (10, 20)]
+    drawn = [set(owner[plan.examples]) for plan in plans]
+    assert [len(some) for some in drawn] == [10, 20] and drawn[0] < drawn[1]
+    for plan, some in zip(plans, drawn, strict=True):
+        np.testing.assert_array_equal(plan.examples, np.flatnonzero(np.isin(owner, list(some))))
+    with pytest.raises(KeftError, match="there are 60 training examples"):
+        BatchPlan(lengths(len(owner)), 8, BUCKETS, 7, 61, owner=owner)
+
+
 @pytest.mark.parametrize("size, batch", [(1000, 32), (5, 32), (32, 32), (0, 4)])
 def test_evaluation_sees_each_example_once(size, batch):
     batches = eval_batches(lengths(size), batch, BUCKETS)

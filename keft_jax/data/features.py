@@ -288,9 +288,9 @@ class Dataset:
 
     @property
     def strata(self) -> np.ndarray | None:
-        """str[U]: the label of each unit, for draws that have all labels in their shares."""
+        """str[N]: the label of each example, for draws that have all labels in their shares."""
         labels = [e.label for e in self.examples]
-        return None if None in labels else np.array(labels)[self.owner]
+        return None if None in labels else np.array(labels)
 
     def source(self, unit: int) -> Example:
         """The example that a unit is of."""
@@ -372,7 +372,7 @@ def make_dataset(
         seeds=seeds,
         cut=cut,
         table=table,
-        truncated=tokens.truncated,
+        truncated=int(tokens.cut.sum()),
     )
     return with_row(text, knowledge, "none", 0)
 

@@ -46,14 +46,15 @@ class BatchPlan:
     """Training batches without end.
 
     Args:
-      lengths: int[examples], tokens of each example.
-      batch_size: examples in every batch.
+      lengths: int[units], tokens of each unit: an example, or a window of a long one.
+      batch_size: units in every batch.
       buckets: rising text lengths; a batch is padded to one of them.
       seed: non-negative. Another seed draws other examples, in another order.
-      draw: train on so many examples, drawn with the seed; the draw of a smaller number is part
-        of that of a larger one. None or 0: all.
+      draw: train on so many examples, drawn with the seed, with all their units; the draw of a
+        smaller number is part of that of a larger one. None or 0: all.
       strata: the class of each example; every draw then has the classes' shares of the whole.
       stream: what this plan is for, so that its order is independent of another's of that seed.
+      owner: int[units], the example of each, every one from 0 on. None: each is one.
 
     Raises:
       KeftError: no examples, more drawn than there are, or one longer than every bucket.
@@ -68,25 +69,28 @@ class BatchPlan:
         draw: int | None = None,
         strata: np.ndarray | None = None,
         stream: tuple[int, ...] = (),
+        owner: np.ndarray | None = None,
     ) -> None:
         lengths = np.asarray(lengths)
+        owner = np.arange(len(lengths)) if owner is None else np.asarray(owner)
         check(batch_size >= 1, "batch_size", batch_size, "use 1 or more")
         check(seed >= 0, "seed", seed, "use 0 or more")
         check(len(lengths) > 0, "examples", len(lengths), "there is nothing to train on")
+        count = int(owner.max()) + 1
         check(
-            0 <= (draw or 0) <= len(lengths),
+            0 <= (draw or 0) <= count,
             "draw",
             draw,
-            f"there are {len(lengths)} training examples; draw at most so many, or 0 for all",
+            f"there are {count} training examples; draw at most so many, or 0 for all",
         )
         self.batch_size, self.buckets, self.seed = batch_size, tuple(buckets), seed
         self._stream = stream
-        drawn = self._permutation(len(lengths), _DRAW)
+        drawn = self._permutation(count, _DRAW)
         if strata is not None:
             drawn = drawn[_spread(np.asarray(strata)[drawn])]
-        drawn = drawn[: draw or None]
-        self.examples = np.sort(drawn).astype(np.int32)
-        """int32[drawn], rising: the examples that the plan trains on."""
+        of_draw = np.isin(owner, drawn[: draw or None])
+        self.examples = np.flatnonzero(of_draw).astype(np.int32)
+        """int32[drawn], rising: the units that the plan trains on."""
         bucket = assign_buckets(lengths[self.examples], self.buckets)
         self._members = [self.examples[bucket == b] for b in range(len(self.buckets))]
         self._ordered: tuple[int, np.ndarray] | None = None
@@ -203,13 +207,14 @@ def eval_batches(
 
 
 def _spread(classes: np.ndarray) -> np.ndarray:
-    """int64[n]: an order of which every beginning has the classes' shares of the whole."""
+    """int64[n]: an order of which every beginning has the classes' shares of the whole. Of classes
+    that are due alike the one goes first whose example does here."""
     number = np.unique(classes, return_inverse=True)[1]
     by_class = np.argsort(number, kind="stable")
     size = np.bincount(number)
     rank = np.empty(len(number))
     rank[by_class] = np.arange(len(number)) - np.repeat(np.cumsum(size) - size, size)
-    return np.lexsort((number, (rank + 0.5) / size[number]))
+    return np.argsort((rank + 0.5) / size[number], kind="stable")
 
 
 def random_bits(size: int, seed: int, *stream: int) -> np.ndarray:

@@ -93,8 +93,6 @@ class TripleDataset:
     def examples(self) -> Sequence[TripleExample]:
         return _Examples(self)
 
-    strata = None  # draws of queries are plain
-
     def source(self, unit: int) -> TripleExample:
         return self.example(unit)
 

@@ -3,6 +3,7 @@ best parameters. The same code serves `train.py` and every cell of the gain tabl
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from keft_jax.data.unlabelled import Mixed
 from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import flat, load_weights, locate, overlay
 from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.tasks.kinds import KINDS
 from keft_jax.train.evaluator import Evaluator, NotFiniteError
 from keft_jax.train.exchange import choose_exchange
 from keft_jax.train.given import Given
@@ -186,6 +188,7 @@ def fit(
     ready = None if state is None else jax.device_put(state, trainer.shardings)
     state = trainer.fresh(seed, train) if ready is None else ready
     plan = make_plan(config, train, seed)
+    train = dataclasses.replace(train, seed=seed) if isinstance(train, Mixed) else train
     frozen = trainer.frozen(learning_rate, train)
     metric = config.eval.metric or trainer.parts.task.metrics[0]
     warn_of_overflow = OverflowWarning()
@@ -290,9 +293,10 @@ class OverflowWarning:
 def make_plan(config: Config, train: Any, seed: int) -> BatchPlan | MixedPlan:
     """train: a Dataset or a TripleDataset; an example of the latter may be several queries."""
     size = config.optim.batch // getattr(train, "block", 1)
-    draw = config.data.draw or None
-    strata = train.strata if draw else None
-    plan = BatchPlan(train.lengths, size, config.data.buckets, seed, draw, strata)
+    draw, kind = config.data.draw or None, KINDS.get(config.task.kind)
+    strata = train.strata if draw and kind and kind.single else None
+    owner = getattr(train, "owner", None)
+    plan = BatchPlan(train.lengths, size, config.data.buckets, seed, draw, strata, owner=owner)
     return train.mix(plan, config.optim.unlabelled) if isinstance(train, Mixed) else plan
 
 
