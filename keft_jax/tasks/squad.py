@@ -47,7 +47,8 @@ def _f1(said: Sequence[str], answer: Sequence[str]) -> float:
 def best_threshold(
     margin: np.ndarray, value: np.ndarray, answerable: np.ndarray
 ) -> tuple[float, float]:
-    """(mean score, threshold) of the best threshold: "" is said where the margin is above it.
+    """(mean score, threshold) of the best threshold: "" is said where the margin is above it. Where
+    it is best to say "" always, one below all margins.
 
     Args:
       margin: f[n], how far the score of no answer is above that of the best answer.
@@ -58,4 +59,5 @@ def best_threshold(
     order = np.argsort(margin, kind="stable")
     total = (~answerable).sum() + np.append(0.0, np.cumsum(gain[order]))
     best = int(total.argmax())
-    return float(total[best] / len(margin)), float(margin[order[best - 1]]) if best else 0.0
+    threshold = margin[order[best - 1]] if best else margin.min() - 1
+    return float(total[best] / len(margin)), float(threshold)
