@@ -133,6 +133,10 @@ def test_what_a_task_needs_must_be_there(tmp_path):
     for data, need in ((TAGS, "tags"), (SPANS, "answer_spans")):
         with pytest.raises(KeftError, match=r"data\.jsonl:1: data\.\w+ = '\w+': no such field"):
             read_examples(file, data, need=(need,))
+    file.write_text('{"tokens": ["a"], "tags": null}\n')
+    assert read_examples(file, TAGS)[0].tags == ((0, 1, ""),)
+    with pytest.raises(KeftError, match=r"data\.jsonl:1: data\.tags = 'tags': empty"):
+        read_examples(file, TAGS, need=("tags",))
     with pytest.raises(KeftError, match=r"data\.tags = '': needed here"):
         read_examples(file, SPANS, need=("tags",))
     with pytest.raises(KeftError, match="moves the places"):

@@ -208,6 +208,8 @@ def _example(
     one = {role: "".join(value) for role, value in values.items() if role not in LISTS}
     tags: tuple[Tag, ...] = ()
     if data.tags:
+        if fields["tags"][1] and record[data.tags] is None:
+            raise BadRecord(f"data.tags = {data.tags!r}: empty")
         tags = read_tags(record.get(data.tags), data.tags, text, places)
     answer_spans, answers = None, values["answers"]
     if data.answer_spans and data.answer_spans in record:
