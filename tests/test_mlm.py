@@ -21,7 +21,7 @@ from keft_jax.config import (
 from keft_jax.data.batch import TextTarget
 from keft_jax.data.tokenize import train_wordpiece
 from keft_jax.models.functional import Model
-from keft_jax.tasks.entities import BANDS
+from keft_jax.tasks.entities import BANDS, EntityPrediction, entity_target, may_ask
 from keft_jax.tasks.mlm import MaskedLM
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.run import train
@@ -74,6 +74,34 @@ def test_masks_belong_to_the_example_and_the_step():
     assert (task.prepare(batch, jax.random.key(1)).tokens != one.tokens).any()
     again = task.prepare(batch, None).tokens
     np.testing.assert_array_equal(task.prepare(batch, None).tokens, again)
+
+
+def test_texts_of_one_unit_have_masks_of_their_own():
+    """Equal choices are masked each by itself; where a unit is one text, nothing changes."""
+    batch = texts(b=16)
+    batch = jax.tree.map(lambda x: np.repeat(x, 4, 0), batch)
+    tokens = {
+        each: np.asarray(MaskedLM(WORDS, 0.15, each=each).prepare(batch, jax.random.key(0)).tokens)
+        for each in (1, 4)
+    }
+    alike = {n: (t.reshape(16, 4, -1) == t[::4, None]).all(2) for n, t in tokens.items()}
+    assert alike[1].all() and alike[4][:, 1:].mean() < 0.3
+
+
+def test_entities_that_may_be_asked_are_counted_once():
+    """A second candidate of a mention, one without a row and padding are never asked."""
+    batch = toy.batch(empty=(2,))
+    start, end = np.array(batch.mentions.start), np.array(batch.mentions.end)
+    start[:, 1], end[:, 1] = start[:, 0], end[:, 0]
+    mentions = dataclasses.replace(batch.mentions, start=start, end=end)
+    example = np.where(np.arange(16) == 5, -1, batch.example)
+    batch = dataclasses.replace(batch, mentions=mentions, example=example)
+    may = np.asarray(may_ask(batch))
+    assert may.any() and not may[[2, 5]].any() and not may[:, 1].any()
+    target = entity_target(batch, end - start, None, 0, 0)  # all are masked whole
+    np.testing.assert_array_equal(target.weight, may)
+    linked = EntityPrediction(MaskedLM(WORDS, 0.15), 0.5)
+    assert float(linked.total(batch)) == 0.5 * float(target.weight.sum())
 
 
 def test_a_text_of_special_tokens_has_nothing_to_predict():

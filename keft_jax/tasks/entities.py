@@ -19,6 +19,24 @@ BANDS = {"unseen": (0, 1), "1-4": (1, 5), "5+": (5, None)}
 """How often an entity is mentioned in training, half-open."""
 
 
+def may_ask(batch: Batch) -> jax.Array:
+    """bool[b, m]: mentions of entities that have a row, each once."""
+    mentions = batch.mentions
+    there_bm = mentions.end > mentions.start
+    row_bm = _rows(batch)
+    # A mention with several candidates has a slot for each; the first is the best one.
+    number = jnp.arange(there_bm.shape[1])
+    same = (mentions.start[:, None] == mentions.start[..., None]) & (number < number[:, None])
+    once_bm = ~(same & there_bm[:, None]).any(2)
+    return (mentions.node >= 0) & there_bm & (row_bm > 0) & once_bm & (batch.example >= 0)[:, None]
+
+
+def _rows(batch: Batch) -> jax.Array:
+    """i32[b, m]: each mention's row in the table of entities."""
+    node_bm = jnp.maximum(batch.mentions.node, 0)
+    return jnp.take_along_axis(jnp.asarray(batch.graph.nodes["row"]), node_bm, 1)
+
+
 def entity_target(
     batch: Batch, masked_bm: jax.Array, keys: jax.Array | None, drawn: int, rows: int
 ) -> EntityTarget:
@@ -29,17 +47,8 @@ def entity_target(
       keys: of each example, for its part of the `drawn` entities of rows 1 to `rows`; None:
         evaluation, in which all are candidates.
     """
-    mentions = batch.mentions
-    size_bm = mentions.end - mentions.start
-    node_bm = jnp.maximum(mentions.node, 0)
-    row_bm = jnp.take_along_axis(jnp.asarray(batch.graph.nodes["row"]), node_bm, 1)
-    asked_bm = (mentions.node >= 0) & (size_bm > 0) & (masked_bm == size_bm) & (row_bm > 0)
-    # A mention with several candidates has a slot for each; the first is the best one.
-    number = jnp.arange(size_bm.shape[1])
-    same = (mentions.start[:, None] == mentions.start[..., None]) & (number < number[:, None])
-    asked_bm &= ~(same & (size_bm > 0)[:, None]).any(2)
-    asked_bm &= (batch.example >= 0)[:, None]
-    row_bm = jnp.where(asked_bm, row_bm, 0)
+    asked_bm = may_ask(batch) & (masked_bm == batch.mentions.end - batch.mentions.start)
+    row_bm = jnp.where(asked_bm, _rows(batch), 0)
     target = EntityTarget(row=row_bm, weight=asked_bm.astype(jnp.float32))
     if keys is None:
         return target
@@ -72,7 +81,7 @@ class EntityPrediction(OneRow):
 
     def total(self, batch: Batch) -> jax.Array:
         """As many as are masked on average, where there is room for them."""
-        return self._share * (batch.mentions.node >= 0).sum()
+        return self._share * may_ask(batch).sum()
 
     def loss(self, logits_bmc: Any, target: EntityTarget) -> jax.Array:
         """logits: models/entities.py."""

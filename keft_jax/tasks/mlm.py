@@ -28,7 +28,7 @@ but for the few whose every unit left is too long."""
 
 class MaskedLM(OneRow):
     """Cross-entropy of the tokens chosen by `prepare`. They are drawn anew in each step, on the
-    device, from a key of each example's own, so that neither the batch nor the devices that an
+    device, from a key of each text's own, so that neither the batch nor the devices that an
     example lands on change its masks; in evaluation they are always the same ones.
 
     Units of tokens are chosen whole: pieces (Devlin et al. 2019), words, or linked mentions and the
@@ -48,9 +48,11 @@ class MaskedLM(OneRow):
         hops: int = 2,
         entities: EntitiesConfig | None = None,
         rows: int = 0,
+        each: int = 1,
     ):
         """hops: of the subgraphs. entities: with a target for the prediction of entities, of so
-        many `rows`."""
+        many `rows`. each: texts of a unit, that of the task beside."""
+        self.each = each
         self.choices: Sequence[str] = ()  # no one answer for a text
         self.words, self._rate = tokenizer.get_vocab_size(), rate
         self.settings, self._hops = settings or MlmConfig(rate=rate), hops
@@ -62,7 +64,9 @@ class MaskedLM(OneRow):
             self._goes_on[number] = piece.startswith("##")
 
     @classmethod
-    def of(cls, config: Config, tokenizer: tokenizers.Tokenizer, rows: int) -> MaskedLM:
+    def of(
+        cls, config: Config, tokenizer: tokenizers.Tokenizer, rows: int, each: int = 1
+    ) -> MaskedLM:
         """rows: entities of the model."""
         objective = config.objective
         return cls(
@@ -72,6 +76,7 @@ class MaskedLM(OneRow):
             hops=config.knowledge.hops,
             entities=objective.entities if objective.entities.weight > 0 else None,
             rows=rows,
+            each=each,
         )
 
     def targets(self, rows: Sequence[Example], tokens: Tokens) -> TextTarget:
@@ -89,6 +94,8 @@ class MaskedLM(OneRow):
         open_bl, count_b = self._choose_from(batch)
         slots = self._slots(batch.tokens.shape[1])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch.example)
+        if self.each > 1:  # texts of one unit, each by itself
+            keys = jax.vmap(jax.random.fold_in)(keys, jnp.arange(len(keys)) % self.each)
         draw = jax.vmap(lambda k, n: jax.random.uniform(k, (n,)), (0, None))
         length = batch.tokens.shape[1]
         drawn = draw(keys, length + 2 * slots)

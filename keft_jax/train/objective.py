@@ -83,7 +83,8 @@ def task_term(task: Task, weight: float, view: View | None = None) -> Term:
 
 
 def beside_term(task: Task, weight: float) -> Term:
-    """Another task on the same texts, with its head beside the main one."""
+    """Another task on the same texts, or on queries that it draws, with its head beside the main
+    one."""
     return dataclasses.replace(task_term(task, weight), name=task.term)
 
 
@@ -95,17 +96,6 @@ def entities_term(linked: EntityPrediction, weight: float) -> Term:
         view=linked.masks,
         loss=lambda output, frozen, batch: linked.loss(output.entities, batch.targets[linked.term]),
         total=linked.total,
-    )
-
-
-def reasoning_term(task: Task, weight: float) -> Term:
-    """A task on queries that its own view draws."""
-    return Term(
-        name=task.term,
-        weight=weight,
-        view=task,
-        loss=lambda output, frozen, batch: task.loss(output.logits, batch.targets[task.term]),
-        total=task.total,
     )
 
 
@@ -206,7 +196,7 @@ def make_terms(
     if config.triples.weight > 0:
         if reasoning is None:
             raise ValueError("objective.triples needs its task")
-        terms.append(reasoning_term(reasoning, config.triples.weight))
+        terms.append(beside_term(reasoning, config.triples.weight))
     known = [term.name for term in terms] + ["temperature"] * (config.distill.weight > 0)
     for schedule in config.schedules:
         if schedule.of not in known:
@@ -222,7 +212,7 @@ class Objective:
 
     def __init__(self, model: Model, terms: tuple[Term, ...]):
         self.model, self.terms = model, terms
-        self.each = terms[0].view.each  # rows of a unit of the batch
+        self.each = max(term.view.each for term in terms)  # rows of a unit of the batch
 
     def views(self, batch: Batch, frozen: Frozen, key: jax.Array | None) -> dict[str, Batch]:
         """The batch as each kind of term is shown it. What a task draws for an example is the same

@@ -76,7 +76,7 @@ class Parts:
         if self.config.objective.mlm.weight == 0:
             return None
         ours = self.knowledge.vocabulary
-        return MaskedLM.of(self.config, ours.tokenizer, len(ours.entities))
+        return MaskedLM.of(self.config, ours.tokenizer, len(ours.entities), self.task.each)
 
     @property
     def linked(self) -> EntityPrediction | None:
