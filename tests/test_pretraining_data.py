@@ -1,10 +1,12 @@
 """Texts put together from numbers of word pieces, and articles that stay together."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
+from keft_jax.config import KeftError
 from keft_jax.data.tokenize import load_tokenizer
 from keft_jax.data.wikialigned import (
     LENGTH,
@@ -48,6 +50,26 @@ def test_no_article_in_two_files(tmp_path):
     ]
     assert sum(map(len, parts)) == 90 == len(set().union(*parts))
     assert 2 <= len(parts[1]) < len(parts[2]) < 20
+
+
+@pytest.mark.parametrize(
+    ("ids", "links", "why"),
+    [
+        ("1 2 1 x", "1 2 a b", r"wiki_token\.gz:2: no number .*; copy it again"),
+        ("1 2 1 99", "1 2 a b", r"wiki_token\.gz:2: 99 where 0 to 7 is expected"),
+        ("1 3 1 2", "1 3 a b", r"wiki_token\.gz:2: lengths that do not add up"),
+        ("1 2 1 2", "1 2 a", r"wiki_token\.gz:2: lengths that do not add up"),
+        ("1 2 1 2", None, r"wiki_token\.gz: 2 lines, and wiki_entity\.gz has 1"),
+    ],
+)
+def test_damaged_lines_are_named(tmp_path, ids, links, why):
+    folder = tmp_path / "mlm/ernie-wiki-aligned"
+    folder.mkdir(parents=True)
+    for kind, line in (("token", ids), ("entity", links)):
+        lines = ["1 1 1" if kind == "token" else "1 1 a", *([] if line is None else [line])]
+        (folder / f"wiki_{kind}.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    with pytest.raises(KeftError, match=why):
+        list(read_articles(tmp_path, PIECES, set()))
 
 
 def test_wikitext_is_joined_again():

@@ -75,11 +75,18 @@ def read_articles(
     folder = raw / PARTS[0]
     files = [folder / f"wiki_{kind}.gz" for kind in ("token", "entity")]
     lines = [read_gzip(file).rstrip("\n").split("\n") for file in files]
+    if len(lines[0]) != len(lines[1]):
+        raise KeftError(
+            f"{files[0]}: {len(lines[0])} lines, and {files[1].name} has {len(lines[1])}; copy "
+            "both again"
+        )
     for number, (ids, links) in enumerate(zip(*lines, strict=True), 1):
-        numbers, names = [int(i) for i in ids.split()], links.split()
+        numbers, names = _read_numbers(ids, f"{files[0]}:{number}", len(pieces)), links.split()
         at, sentences = 1, []
         while at < min(len(numbers), len(names)):
             end = at + 1 + numbers[at]
+            if end > min(len(numbers), len(names)):
+                break
             sentence = numbers[at + 1 : end]
             if tuple(sentence) not in elsewhere:
                 sentences.append(list(make_atoms(sentence, names[at + 1 : end], pieces)))
@@ -87,6 +94,18 @@ def read_articles(
         if not len(numbers) == len(names) == at:
             raise KeftError(f"{files[0]}:{number}: lengths that do not add up; copy both again")
         yield sentences
+
+
+def _read_numbers(line: str, where: str, below: int) -> list[int]:
+    """Of pieces, and lengths: raises KeftError where one is neither."""
+    try:
+        numbers = [int(number) for number in line.split()]
+    except ValueError as error:
+        raise KeftError(f"{where}: no number ({error}); copy it again") from error
+    bad = next((n for n in numbers if not 0 <= n < below), None)
+    if bad is not None:
+        raise KeftError(f"{where}: {bad} where 0 to {below - 1} is expected; copy it again")
+    return numbers
 
 
 def make_atoms(ids: Sequence[int], links: Sequence[str], pieces: Sequence[str]) -> Iterator[Atom]:
