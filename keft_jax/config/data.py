@@ -17,6 +17,8 @@ REST = "rest"
 """data.unlabelled: the training examples that are not drawn."""
 MARKED = ("relation", "typing")
 """Kinds of task whose mentions are marked in the text."""
+POOLED = ("classification", "choice", *MARKED)
+"""Kinds of task that read one vector of a text."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class TaskConfig:
     language modelling of texts without labels. link_prediction: triple embeddings (section kge) of
     the triples in data.train; no text."""
     pooling: Literal["auto", "cls", "mean", "marks"] = "auto"
-    """What classification, relation and typing read. cls: BERT's pooler on [CLS]. mean: the mean of
-    all tokens (what sentence embedding models were trained for). marks: the marks before the
-    mentions, and their nodes (relation and typing). auto: marks where there are some, else cls."""
+    """What classification, relation, typing and choice read. cls: BERT's pooler on [CLS]. mean: the
+    mean of all tokens (what sentence embedding models were trained for). marks: the marks before
+    the mentions, and their nodes (relation and typing). auto: marks where there are some, else
+    cls."""
     labels: tuple[str, ...] = ()
     """Class names, in order. Empty: those of the training file, sorted."""
     set_threshold: float = 0.5
@@ -64,6 +67,12 @@ class TaskConfig:
         check(0 < self.set_threshold <= 1, "task.set_threshold", self.set_threshold, "use (0, 1]")
         check(
             len(set(self.labels)) == len(self.labels), "task.labels", self.labels, "name each once"
+        )
+        check(
+            self.pooling == "auto" or self.kind in POOLED,
+            "task.pooling",
+            self.pooling,
+            f"does nothing in {self.kind}, which pools no tokens; leave it out",
         )
         check(
             self.pooling != "marks" or self.kind in MARKED,

@@ -27,7 +27,7 @@ class ConsistencyConfig:
     """Share of the tokens that the changed text has [MASK] in place of."""
     swap: float = 0.0
     """Share of the linked mentions that the changed text has another name for: of the same entity,
-    else of one with the same facts."""
+    else of one with the same facts. Needs knowledge.kg."""
 
     def __post_init__(self) -> None:
         check(self.weight >= 0, "objective.consistency.weight", self.weight, "use 0 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from keft_jax.config.data import DataConfig, KnowledgeConfig, TaskConfig
+from keft_jax.config.data import POOLED, DataConfig, KnowledgeConfig, TaskConfig
 from keft_jax.config.errors import check
 from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
@@ -180,6 +180,12 @@ class Config:
             "objective.entities needs mentions that are masked whole; use entity",
         )
         check(
+            self.task.kind != "choice",
+            "objective.entities.weight",
+            weight,
+            "is for texts of their own, not for the choices of a question; set it to 0",
+        )
+        check(
             self.optim.accumulate == 1,
             "optim.accumulate",
             self.optim.accumulate,
@@ -222,6 +228,19 @@ class Config:
             "objective.consistency.weight",
             weight,
             f"is for tasks of one label for each text, not for {self.task.kind}",
+        )
+        swap = objective.consistency.swap
+        check(
+            not (weight and swap) or bool(self.knowledge.kg),
+            "objective.consistency.swap",
+            swap,
+            "other names come from a graph; name one in knowledge.kg, or set it to 0",
+        )
+        check(
+            not optim.ema or weight > 0 or self.eval.ema,
+            "optim.ema",
+            optim.ema,
+            "nothing reads the average; set objective.consistency.weight or eval.ema",
         )
         averaged = optim.ema > 0 or objective.consistency.weight > 0
         check(
@@ -311,7 +330,7 @@ class Config:
             )
         last = max((layer % depth for layer in self.fusion.layers), default=0)
         check(
-            self.task.kind not in ("classification", "relation", "typing", "choice")
+            self.task.kind not in POOLED
             or self.task.reads != "cls"
             or self.fusion.kind != "mention_add"
             or last < depth - 1,
