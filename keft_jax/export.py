@@ -109,15 +109,18 @@ def _alone(parts: Parts) -> Parts:
     """The same model without what was there for its training alone."""
     config, distill = parts.config, parts.config.objective.distill
     # Without a way from its states to the teacher's; whatever it was trained by is still told.
-    bare = replace(distill, hidden=0.0, weight=distill.weight or distill.hidden)
+    bare = replace(distill, width=0)
     config = replace(config, objective=replace(config.objective, distill=bare))
     if not _is_text_only(config) or config.task.kind == "kgqa":
-        if not distill.hidden:
+        if not distill.width:
             return parts
         ours = parts.knowledge
-        return assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors)
+        return assemble(
+            config, ours.kg, ours.vocabulary, parts.labels, ours.vectors, ours.attributes
+        )
     kg, tokenizer = KG.from_triples([]), parts.knowledge.vocabulary.tokenizer
-    config = replace(config, knowledge=KnowledgeConfig(link=config.knowledge.link))
+    known = KnowledgeConfig(kg=config.knowledge.kg, link=config.knowledge.link)
+    config = replace(config, knowledge=known)
     return assemble(config, kg, Vocabulary(tokenizer, kg.names, kg.relations), parts.labels)
 
 

@@ -28,6 +28,7 @@ from keft_jax.config import (
 from keft_jax.data.features import Vocabulary
 from keft_jax.data.tokenize import train_wordpiece
 from keft_jax.export import export, load_export
+from keft_jax.kg.attributes import read_attributes
 from keft_jax.kg.store import KG
 from keft_jax.models.pretrained import flat
 from keft_jax.sharding import on_mesh
@@ -206,13 +207,14 @@ def test_a_schedule_of_nothing_is_refused():
 LABELS = ("born in", "lives in", "none")
 
 
-def run(folder, kind, *, pooling="cls", distill=None, kg=(), task=1.0, **sections):
+def run(folder, kind, *, distill=None, kg=(), task=1.0, known=(), **sections):
     """A run that has not been trained: nothing is zero by design."""
+    pooling, known = sections.pop("pooling", "cls"), dict(known)
     config = Config(
         task=TaskConfig(kind=kind, pooling=pooling, labels=LABELS),
         data=DataConfig(buckets=(16,), unlabelled="texts" if distill else ""),
         optim=OptimConfig(unlabelled=8 if distill else 0),
-        knowledge=KnowledgeConfig(kg="facts" if kg else "", nodes=4, edges=4),
+        knowledge=KnowledgeConfig(kg="facts" if kg else "", nodes=4, edges=4, **known),
         encoder=EncoderConfig(layers=2, width=16, heads=2, mlp=32, max_length=16),
         objective=ObjectiveConfig(task=task, distill=distill or DistillConfig()),
         mesh=MeshConfig(data=1),
@@ -220,7 +222,9 @@ def run(folder, kind, *, pooling="cls", distill=None, kg=(), task=1.0, **section
     )
     graph = KG.from_triples(kg)
     tokenizer = train_wordpiece(["where @ was # he born and lives"], 64)
-    parts = assemble(config, graph, Vocabulary(tokenizer, graph.names, graph.relations), LABELS)
+    vocabulary = Vocabulary(tokenizer, graph.names, graph.relations)
+    own = read_attributes(known["attributes"], graph)[0] if "attributes" in known else None
+    parts = assemble(config, graph, vocabulary, LABELS, attributes=own)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda s: jnp.asarray(rng.normal(0, 1, s.shape), "f"), parts.model.abstract()
@@ -279,6 +283,28 @@ def test_a_student_is_a_plain_sequence_classifier(tmp_path, kind):
     assert np.abs(ours - theirs.numpy()).max() < 1e-4
 
 
+def test_a_fused_student_keeps_what_its_nodes_are_given(tmp_path):
+    attributes = tmp_path / "attributes.tsv"
+    attributes.write_text("a\tsize\t3\nb\tsize\t5\n")
+    trained = run(
+        tmp_path / "run",
+        "relation",
+        pooling="marks",
+        distill=dataclasses.replace(GONE, weight=0.0),
+        kg=FACTS,
+        known={"attributes": str(attributes)},
+        fusion=FusionConfig(kind="cross_attention"),
+    )
+    export(tmp_path / "run", tmp_path / "out")
+    parts, params = load_export(tmp_path / "out")
+    own = trained.knowledge.attributes
+    assert own is not None and list(parts.knowledge.attributes.lines()) == list(own.lines())
+    best = flat(trained.model.abstract())
+    assert set(flat(params)) == {path for path in best if not path.startswith("to_teacher")}
+    told = parts.config.objective.distill
+    assert (told.weight, told.hidden) == (0.0, GONE.hidden)
+
+
 def test_a_mean_of_tokens_is_said_to_be_no_such_classifier(tmp_path, caplog):
     run(tmp_path / "run", "classification", pooling="mean")
     export(tmp_path / "run", tmp_path / "out")
@@ -298,9 +324,20 @@ def test_a_student_shares_with_its_teacher_what_that_reads(tmp_path):
         fusion=FusionConfig(kind="cross_attention"),
     )
 
-    def teach(name, kg, **distill):
+    words = {"text": "verbalise", "text_facts": 2}
+    run(tmp_path / "words", "relation", kg=FACTS, known=words)
+
+    def teach(name, kg, known=(), **distill):
         settings = DistillConfig(teacher=str(tmp_path / name), **({"weight": 1.0} | distill))
-        return load_teacher(run(tmp_path / "student", "relation", distill=settings, kg=kg))
+        student = run(tmp_path / "student", "relation", distill=settings, kg=kg, known=known)
+        return load_teacher(student)
+
+    assert teach("words", FACTS, words) is not None
+    with pytest.raises(KeftError, match="its list of entities is another"):
+        teach("words", FACTS[:1], words)
+    for name, value in (("text_facts", 3), ("text_tokens", 9)):
+        with pytest.raises(KeftError, match=rf"its knowledge\.{name} is another"):
+            teach("words", FACTS, words | {name: value})
 
     assert teach("text", FACTS) is not None
     assert teach("fused", FACTS) is not None
@@ -310,5 +347,7 @@ def test_a_student_shares_with_its_teacher_what_that_reads(tmp_path):
         teach("text", FACTS, hidden=1.0, width=24)
     with pytest.raises(KeftError, match=r"task\.pooling = 'marks': classification has no marks"):
         TaskConfig(kind="classification", pooling="marks")
+    with pytest.raises(KeftError, match=r"task\.pooling = 'mean': does nothing in span"):
+        TaskConfig(kind="span", pooling="mean")
     _, params = load_run(tmp_path / "text")
     assert flat(params)["head/out/kernel"].shape == (32, 3)  # of two marks
