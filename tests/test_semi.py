@@ -12,6 +12,7 @@ import tiny
 from keft_jax.config import (
     ConsistencyConfig,
     EvalConfig,
+    FusionConfig,
     KeftError,
     MeshConfig,
     MlmConfig,
@@ -20,15 +21,18 @@ from keft_jax.config import (
     TaskConfig,
 )
 from keft_jax.data.plan import BatchPlan, MixedPlan
+from keft_jax.data.source import Example
 from keft_jax.data.unlabelled import without_label
 from keft_jax.kg.linking.string import StringLinker
 from keft_jax.kg.store import KG
 from keft_jax.kg.swap import Swap, group_by_facts
 from keft_jax.train.checkpoint import Checkpoints, abstract_like
 from keft_jax.train.consistency import aim
+from keft_jax.train.coverage import count_shared
 from keft_jax.train.loop import Hooks, Progress, Trainer, fit, make_plan
 from keft_jax.train.optim import average
 from keft_jax.train.parts import build
+from keft_jax.train.run import train
 
 TERM = ConsistencyConfig(weight=0.5, threshold=0.5, mask=0.3, swap=0.7)
 
@@ -182,6 +186,60 @@ def test_a_row_without_knowledge_has_no_other_names(world):
     np.testing.assert_array_equal(full.tokens, batch.tokens)
 
 
+def test_other_names_are_those_of_the_run_and_fit(world):
+    """Of a unit always the same, whatever it comes with; of another seed others; none that cuts
+    something off or is longer than the batch."""
+    train = world[1]
+    units = len(train.owner) + np.arange(40)
+
+    def other(train, indices, length=16):
+        batch = train.batch(length, indices)
+        return batch, batch.targets["consistency"].other
+
+    shown, all_of = other(train, units)
+    mixed = dataclasses.replace(train, seed=0)  # nothing is kept
+    for some in (units[[3, 7, 3]], units[::-1]):
+        for a, b in zip(*map(jax.tree.leaves, (other(mixed, some)[1], all_of)), strict=True):
+            np.testing.assert_array_equal(a, b[some - len(train.owner)])
+    seeds = [other(dataclasses.replace(train, seed=s), units)[1].tokens for s in (0, 1)]
+    np.testing.assert_array_equal(seeds[0], all_of.tokens)
+    assert (seeds[0] != seeds[1]).any()
+    # A name of so many pieces that nothing is left of the question.
+    long = "person of a very long name that takes all of the pieces " * 3
+    swap = dataclasses.replace(train._swap)
+    object.__setattr__(swap, "text", lambda text, *more: (long + text, ()))
+    full = dataclasses.replace(train, seed=0)
+    full.__dict__["_swap"] = swap
+    np.testing.assert_array_equal(other(full, units)[1].tokens, shown.tokens)
+    # A batch that is shorter than a text under another name has it as it is.
+    lengths = train._other[2]
+    short = dataclasses.replace(train, seed=0)
+    short.__dict__["_other"] = (*train._other[:2], np.where(np.arange(40) % 2, 17, lengths))
+    expected = np.where((np.arange(40) % 2)[:, None], shown.tokens, all_of.tokens)
+    np.testing.assert_array_equal(other(short, units)[1].tokens, expected)
+
+
+def test_answers_are_as_wide_as_those_of_the_labelled(folder):
+    """Those of a question without any are the narrowest."""
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["answers"] = tiny.TOWNS
+    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = tiny.config(folder)
+    files = {"train": f"{folder}/many.jsonl", "draw": 8, "unlabelled": "rest"}
+    made = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, **files),
+        optim=dataclasses.replace(base.optim, unlabelled=8),
+        objective=ObjectiveConfig(mlm=MlmConfig(weight=0.1)),
+    )
+    parts, splits = build(made)
+    train = parts.given(parts.training(splits))
+    answers = train.batch(*make_plan(made, train, 0).batch(0)).targets["answer"].answers
+    assert answers.shape == (16, 16) and (answers[8:] == -1).all()
+    assert ((answers[:8] >= 0).sum(1) == 10).all()
+
+
 def test_labels_of_the_rest_reach_no_loss(folder, world):
     """With garbage for labels the arrays are the same but for the one that a metric reads."""
     trainer, train = world
@@ -220,7 +278,7 @@ def test_a_file_of_texts_for_masked_language_modelling(folder):
     rows += [{"question": "a text of another kind"}]
     file = folder / "more.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = config(folder, ConsistencyConfig(), data={"unlabelled": str(file)}, mlm=0.1)
+    made = config(folder, ConsistencyConfig(), data={"unlabelled": str(file)}, mlm=0.1, ema=0.0)
     parts, splits = build(made)
     train = parts.given(parts.training(splits))
     plan = make_plan(made, train, 0)
@@ -233,6 +291,20 @@ def test_a_file_of_texts_for_masked_language_modelling(folder):
     known = config(folder, data={"unlabelled": str(file)})
     other = build(known)[0].training(splits)
     assert (other.truth == -1).all() and len(other.truth) == len(rows)
+
+
+def test_texts_that_something_is_measured_on(folder, caplog):
+    texts = [Example(i, f"text {i}", label="?") for i in range(9)]
+    same = [Example(0, f"text {i}", label="a") for i in (3, 4)]
+    assert count_shared("file", [], "films", same) == 0
+    assert count_shared("file", texts[5:], "films", same) == 0 and not caplog.text
+    assert count_shared("file", texts[4:], "films", same) == 1
+    assert "data.unlabelled = 'file': holds 1 of the 2 texts of films" in caplog.text
+    with pytest.raises(KeftError, match="holds all texts of films; learn from texts that nothing"):
+        count_shared("file", texts, "films", same)
+    with pytest.raises(KeftError, match=r"holds all texts of data\.select"):
+        train(config(folder, data={"unlabelled": f"{folder}/select.jsonl"}), folder / "run")
+    assert not (folder / "run").exists()
 
 
 def numpy_softmax(logits, heat=1.0):
@@ -359,6 +431,7 @@ def test_what_does_not_go_together(folder):
         ({"unlabelled": 0}, "optim.unlabelled = 0"),
         ({"term": ConsistencyConfig()}, "no loss reads a text without a label"),
         ({"tables": "rows"}, "optim.tables = 'rows'"),
+        ({"term": ConsistencyConfig(), "mlm": 0.1}, "nothing reads the average"),
         ({"data": {"unlabelled": ""}}, "give both or neither"),
         ({"accumulate": 3}, "accumulate"),
     ):
@@ -371,3 +444,6 @@ def test_what_does_not_go_together(folder):
         dataclasses.replace(made, task=TaskConfig(kind="kgqa"))
     with pytest.raises(KeftError, match="there is no moving average"):
         tiny.config(folder, eval=EvalConfig(ema=True))
+    with pytest.raises(KeftError, match=r"swap = 0\.7: other names come from a graph"):
+        none = dataclasses.replace(made.knowledge, kg="")
+        dataclasses.replace(made, knowledge=none, fusion=FusionConfig(kind="none"))

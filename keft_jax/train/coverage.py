@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from keft_jax.config import KeftError
 from keft_jax.data.features import Dataset
+from keft_jax.data.source import Example
 from keft_jax.data.triples import fingerprint_triples
 from keft_jax.kg.subgraph import Subgraphs, survival
 from keft_jax.train.parts import AnyParts
 from keft_jax.train.triple_parts import TripleParts
+
+logger = logging.getLogger(__name__)
 
 
 def cover(dataset: Any, parts: AnyParts) -> dict[str, Any]:
@@ -87,3 +92,19 @@ def refuse_selection_on_test(select: str, selected: Any, test: str, tested: Any)
             f"data.select = {select!r}: holds the same examples as {test} of data.test; choose on "
             "examples of their own"
         )
+
+
+def count_shared(unlabelled: str, texts: Sequence[Example], name: str, split: Any) -> int:
+    """How many examples of a split have their text among those that are learnt from without labels,
+    which a report has to tell. Raises KeftError where all have: none of them is new then."""
+    seen = {(e.text, e.pair) for e in texts}
+    count = sum((e.text, e.pair) in seen for e in split) if seen else 0
+    if not count:
+        return 0
+    where = f"data.unlabelled = {unlabelled!r}: holds"
+    if count == len(split):
+        raise KeftError(
+            f"{where} all texts of {name}; learn from texts that nothing is measured on"
+        )
+    logger.warning("%s %d of the %d texts of %s", where, count, len(split), name)
+    return count

@@ -38,7 +38,7 @@ from keft_jax.models.pretrained import start_digest
 from keft_jax.sharding import make_mesh
 from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
 from keft_jax.train.console import Display, introduce, print_summary
-from keft_jax.train.coverage import cover, fingerprint, refuse_selection_on_test
+from keft_jax.train.coverage import count_shared, cover, fingerprint, refuse_selection_on_test
 from keft_jax.train.evaluator import NotFiniteError
 from keft_jax.train.given import Given, make_given, make_triple_given
 from keft_jax.train.linked import score_entities
@@ -85,6 +85,10 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     for name, test in splits.tests.items():
         tests[name] = parts.dataset(test)  # an error in them shows before hours of training
         refuse_selection_on_test(config.data.select, splits.select, name, test)
+    shared = {
+        name: count_shared(config.data.unlabelled, splits.unlabelled, name, split)
+        for name, split in (("data.select", splits.select), *splits.tests.items())
+    }
     make_plan(config, train_set, config.seed)
     zeros: Any = defaultdict(lambda: np.zeros(1, np.int32))
     metric = config.eval.metric or parts.task.metrics[0]
@@ -125,6 +129,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             rows = trainer.evaluate(params, dataset)
             scores[name] = parts.task.summarise(rows)
             covers[name] = cover(dataset, parts)
+            if len(splits.unlabelled):
+                covers[name]["unlabelled"] = shared[name]
             if isinstance(parts, Parts) and parts.linked is not None:
                 scores[name] |= score_entities(parts, params, train_set, dataset)
             if isinstance(parts, TripleParts):
@@ -273,13 +279,16 @@ def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
         return None
     where = f"objective.distill.teacher = {settings.teacher!r}"
     teacher, params = load_run(settings.teacher, make_mesh(parts.config.mesh))
-    reads = teacher.config.fusion.kind != "none"
+    text = teacher.config.knowledge.text != "none"
+    reads = text or teacher.config.fusion.kind != "none"
     answers = parts.config.task.kind == "kgqa"  # its outputs are of entities
     for thing, of, needed in (
         ("task.kind", lambda p: p.config.task.kind, True),
         ("tokenizer", lambda p: p.knowledge.vocabulary.tokenizer.to_str(), True),
         ("list of labels", lambda p: p.labels, True),
         ("knowledge.text", lambda p: p.config.knowledge.text, True),  # of the batch's texts
+        ("knowledge.text_facts", lambda p: p.config.knowledge.text_facts, text),
+        ("knowledge.text_tokens", lambda p: p.config.knowledge.text_tokens, text),
         ("knowledge.name_pieces", lambda p: p.config.knowledge.name_pieces, reads or answers),
         ("list of entities", lambda p: list(p.knowledge.vocabulary.entities), reads or answers),
         ("list of relations", lambda p: p.knowledge.vocabulary.relations, reads),
