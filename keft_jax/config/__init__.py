@@ -8,23 +8,25 @@ from keft_jax.config.data import REST, ROWS, DataConfig, KnowledgeConfig, Row, T
 from keft_jax.config.errors import KeftError, check
 from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
+from keft_jax.config.objective import (
+    ConsistencyConfig,
+    DistillConfig,
+    EntitiesConfig,
+    KgTeacherConfig,
+    MlmConfig,
+    ObjectiveConfig,
+    ScheduleConfig,
+    TriplesConfig,
+)
 from keft_jax.config.recipe import largest, read_arg, with_mode
-from keft_jax.config.semi import ConsistencyConfig
 from keft_jax.config.serial import config_hash, from_json, to_json
 from keft_jax.config.train import (
     CheckpointConfig,
-    DistillConfig,
-    EntitiesConfig,
     EvalConfig,
     GainConfig,
     GroupConfig,
-    KgTeacherConfig,
     MeshConfig,
-    MlmConfig,
-    ObjectiveConfig,
     OptimConfig,
-    ScheduleConfig,
-    TriplesConfig,
 )
 from keft_jax.config.whole import Config
 

@@ -8,12 +8,12 @@ from keft_jax.config.data import POOLED, DataConfig, KnowledgeConfig, TaskConfig
 from keft_jax.config.errors import check
 from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
+from keft_jax.config.objective import ObjectiveConfig
 from keft_jax.config.train import (
     CheckpointConfig,
     EvalConfig,
     GainConfig,
     MeshConfig,
-    ObjectiveConfig,
     OptimConfig,
 )
 
