@@ -7,7 +7,7 @@ python benchmarks/semi.py --source=../shared/data --pretrained=../shared/models/
 Every row has the same number of updates, the same labels and the same trials: of the peaks in
 --rates the one that the selection split prefers at the first seed. The best row is chosen on that
 split too. A cell that is in --workdir is not run again; with --modes, --rows and --seeds parts of
-the table can be run apart.
+the table can be run apart, under the same options.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arms import read_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = ("labelled", "self-training", "consistency")
@@ -28,7 +32,7 @@ SPLIT = "test"
 LAST = 10  # steps that are averaged over for what became of texts without labels
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--source", required=True, help="folder with the raw files")
     parser.add_argument("--pretrained", required=True, help="folder of the text model")
@@ -38,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
     parser.add_argument("--rates", nargs="+", type=float, default=(5e-4,))
     parser.add_argument("--steps", type=int, default=0, help="0: the recipe's")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def make_config(args: argparse.Namespace, mode: str) -> Any:
@@ -55,17 +59,28 @@ def make_config(args: argparse.Namespace, mode: str) -> Any:
     )
 
 
+def make_options(args: argparse.Namespace, row: str, backbone: str) -> dict[str, Any]:
+    """What all cells of a table were made under, and the mode of a row's."""
+    from keft_jax.config import config_hash
+
+    config = make_config(args, row.rpartition("-")[0])
+    return {
+        "steps": config.optim.steps,
+        "rates": list(args.rates),
+        "backbone": backbone,
+        "config_hash": config_hash(config),
+    }
+
+
 class Mode:
     """One way of training, compiled once for all its cells."""
 
     def __init__(self, args: argparse.Namespace, name: str):
-        from keft_jax.config import config_hash
         from keft_jax.train.loop import Trainer
         from keft_jax.train.parts import build
 
         self.args, self.name = args, name
         self.parts, splits = build(make_config(args, name))
-        self.config_hash = config_hash(make_config(args, name))
         train: Any = self.parts.training(splits)
         self.sets = [train, self.parts.dataset(splits.select)]
         self.sets.append(self.parts.dataset(splits.tests[SPLIT]))
@@ -79,8 +94,8 @@ class Mode:
             self.read = row, [with_row(s, self.parts.knowledge, row, 0) for s in self.sets]
         return self.read[1]
 
-    def run(self, row: str, seed: int) -> Any:
-        """The cell of this mode, row of the gain table and seed."""
+    def run(self, row: str, seed: int, options: dict[str, Any]) -> Any:
+        """The cell of this mode, row of the gain table and seed. options: to be kept in it."""
         from keft_jax.gain.cells import Cell
         from keft_jax.train.loop import Hooks, fit
 
@@ -106,11 +121,11 @@ class Mode:
         score, rate, chosen, seen = best
         rows = self.trainer.evaluate(chosen.best_params, test)
         info = {
+            **options,
             "select": score,
             "learning_rate": rate,
             "best_step": chosen.progress.best_step,
             "cpu_seconds": time.process_time() - begin,
-            "config_hash": self.config_hash,
             **{k: float(np.mean(v[-LAST:])) for k, v in seen.items() if k.startswith("consis")},
         }
         metrics = {SPLIT: {"accuracy": rows["accuracy"]}}
@@ -121,13 +136,10 @@ class Mode:
 
 
 def summarise(cells: list[Any]) -> dict[str, Any]:
-    """Scores, and paired differences to the labelled examples alone, with 95 % intervals over
-    examples and seeds (over examples alone below 5 seeds)."""
+    """Scores, and paired differences to the labelled examples alone and to self-training, with
+    95 % intervals over examples and seeds (over examples alone below 5 seeds)."""
     from keft_jax.gain.bootstrap import Sample, draw
 
-    configs = {(cell.row.rpartition("-")[0], cell.info["config_hash"]) for cell in cells}
-    if len(configs) > len({mode for mode, _ in configs}):
-        raise SystemExit("cells of one mode have different configs; give another --workdir")
     values: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     selected: dict[str, list[float]] = defaultdict(list)
     for cell in sorted(cells, key=lambda c: (c.row, c.seed)):
@@ -141,8 +153,11 @@ def summarise(cells: list[Any]) -> dict[str, Any]:
     gains = {}
     for row in values:
         mode, _, known = row.rpartition("-")
-        for plain in (f"labelled-{known}", "labelled-none"):
-            if mode != "labelled" and plain in values:
+        rivals = {f"labelled-{known}", "labelled-none"} if mode != "labelled" else set()
+        if mode in ("consistency", "soft"):
+            rivals.add(f"self-training-{known}")
+        for plain in sorted(rivals):
+            if plain in values:
                 gains[f"{row} - {plain}"] = sample.estimate(row, plain, rng).json()
     others = [row for row in values if not row.startswith("labelled")]
     best = max(others, key=lambda row: float(np.mean(selected[row])), default=None)
@@ -161,9 +176,12 @@ def summarise(cells: list[Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from keft_jax.gain.cells import Cell
+    from keft_jax.models.pretrained import start_digest
 
-    args = parse()
+    args = parse(sys.argv[1:])
+    backbone = start_digest(make_config(args, "labelled"))
+    options = cache(lambda row: make_options(args, row, backbone))
+    read_cells(args.workdir / "cells", options)  # refuses what is of other options
     for name in args.modes:
         mode = None
         for row in args.rows:
@@ -172,14 +190,13 @@ def main() -> None:
                 if file.is_file():
                     continue
                 mode = mode or Mode(args, name)
-                cell = mode.run(row, seed)
+                cell = mode.run(row, seed, options(f"{name}-{row}"))
                 cell.save(args.workdir / "cells")
                 score = float(np.mean(cell.metrics[SPLIT]["accuracy"]))
                 print(
                     f"{name}, {row}, seed {seed}: {score:.4f} {json.dumps(cell.info)}", flush=True
                 )
-    cells = [Cell.load(file) for file in sorted((args.workdir / "cells").glob("*.npz"))]
-    print(json.dumps(summarise(cells)))
+    print(json.dumps(summarise(read_cells(args.workdir / "cells", options))))
 
 
 if __name__ == "__main__":
