@@ -6,7 +6,8 @@ same CPU time from the same start, then FewRel from both and from that start.
 
 Steps of both are those that take `--minutes` CPU minutes, measured first, without evaluation and
 compilation. Each cell is kept in --out, and the same command goes on with what is missing; the
-table is printed, and lies in OUT/results.json.
+tables are printed, and lie in OUT/results.json and OUT/summary.json. There is one pre-training per
+arm: intervals cover seeds and examples of FewRel, not what another pre-training would have given.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from keft_jax.config import Config, FusionConfig
+from arms import Pair, compare, hash_options, read_cells, test
+
+from keft_jax.config import Config, with_mode
 from keft_jax.files import write_atomic
+from keft_jax.gain.cells import load_splits, save_splits
 from keft_jax.options import load_config_file
 from keft_jax.train.evaluator import Evaluator
 from keft_jax.train.loop import Trainer, make_plan
@@ -36,19 +41,23 @@ READS = ("text", "graph")
 MEASURED = 8  # steps
 
 
-class Cells:
+class Results:
     """Results by name, each computed once."""
 
     def __init__(self, file: Path):
         self.file = file
         self.done: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
 
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+    def get(self, name: str, config: Config, compute: Callable[[], Any]) -> Any:
+        """SystemExit where it was computed by another config."""
+        made = hash_options(config)
         if name not in self.done:
             print(f"{name} ...", flush=True)
-            self.done[name] = compute()
+            self.done[name] = {"config_hash": made, "result": compute()}
             write_atomic(self.file, json.dumps(self.done, indent=2))
-        return self.done[name]
+        if self.done[name]["config_hash"] != made:
+            raise SystemExit(f"{self.file}: {name} is of other options; give another --out")
+        return self.done[name]["result"]
 
 
 def pretraining(options: argparse.Namespace, mode: str, steps: int) -> Config:
@@ -68,14 +77,8 @@ def fine_tuning(
     config = dataclasses.replace(config, seed=seed, optim=optim)
     if reads == "graph":
         return config
-    return dataclasses.replace(
-        config,
-        fusion=FusionConfig(kind="none"),
-        knowledge=dataclasses.replace(config.knowledge, row="none"),
-        optim=dataclasses.replace(
-            optim, groups=tuple(g for g in optim.groups if not g.match.startswith("nodes"))
-        ),
-    )
+    knowledge = dataclasses.replace(config.knowledge, row="none")
+    return with_mode(dataclasses.replace(config, knowledge=knowledge), "text")
 
 
 def on_data(config: Config, options: argparse.Namespace) -> Config:
@@ -130,13 +133,12 @@ def finish(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def pretrain(options: argparse.Namespace, mode: str, steps: int) -> dict[str, Any]:
+def pretrain(options: argparse.Namespace, mode: str, config: Config) -> dict[str, Any]:
     begin = time.process_time()
-    config = pretraining(options, mode, steps)
     summary = finish(config, options.out / mode)
     (scores,) = summary["scores"].values()
     return {
-        "steps": steps,
+        "steps": config.optim.steps,
         "best_step": summary["best_step"],
         "cpu_s": round(time.process_time() - begin, 1),
         "cover": summary["coverage"],
@@ -151,23 +153,47 @@ def without_graph(options: argparse.Namespace) -> dict[str, float]:
     return parts.task.summarise(Evaluator(parts).evaluate(params, test))
 
 
-def fine_tune(folder: Path, config: Config) -> dict[str, Any]:
-    """Accuracy over all test sentences, and over those with an entity in the graph."""
-    tests, data = config.data.test, dataclasses.replace(config.data, test=())
-    finish(dataclasses.replace(config, data=data), folder)
-    parts, params = load_run(folder)
-    test = parts.ready(parts.read(tests[0]))
-    right, linked = Evaluator(parts).evaluate(params, test)["accuracy"], test.linked
-    return {
-        "accuracy": float(right.mean()),
-        "covered": float(right[linked].mean()),
-        "test": len(test),
-        "test_covered": int(linked.sum()),
+def fine_tune(options: argparse.Namespace) -> None:
+    """The cells of FewRel, those that are not there, and what they say. A model that reads the text
+    alone is compared on the examples that the graph covers as well."""
+    folder = options.out / "cells"
+    rows = {
+        f"{start}-{reads}-{labels}": partial(fine_tuning, options, start, reads, labels)
+        for labels in options.labels
+        for start in STARTS
+        for reads in READS
     }
+    made = {row: {"config_hash": hash_options(config(0))} for row, config in rows.items()}
+    read_cells(folder, made.get)  # refuses what is of other options
+    for seed in options.seeds:
+        for row, config in rows.items():
+            if (folder / f"{row}-{seed}.npz").is_file():
+                continue
+            print(f"{row}, seed {seed} ...", flush=True)
+            run = options.out / "fewrel" / f"{row}-{seed}"
+            finish(config(seed), run)
+            cell, split = test(row, seed, run, made[row])
+            cell.save(folder)
+            save_splits(options.out, [split])
+    (split,) = load_splits(options.out)
+    print("\nFewRel, from one pre-training per arm")
+    found = compare(read_cells(folder, made.get), split, pairs(options.labels))
+    out = {part: {k: e.json() for k, e in told.items()} for part, told in found.items()}
+    write_atomic(options.out / "summary.json", json.dumps(out, indent=2))
 
 
-def show(cells: Cells, options: argparse.Namespace) -> None:
-    done = cells.done
+def pairs(labels: Sequence[int]) -> list[Pair]:
+    """What knowledge in pre-training adds, by what is read afterwards."""
+    return [
+        (f"{one}-{reads}-{n}", f"{other}-{reads}-{n}")
+        for n in labels
+        for reads in READS
+        for one, other in (("knowledge", "plain"), ("knowledge", "none"), ("plain", "none"))
+    ]
+
+
+def show(results: Results) -> None:
+    done = {name: kept["result"] for name, kept in results.done.items()}
     print(f"\n{'held-out masked words, nats':<34}{'linked':>9}{'other':>9}{'steps':>9}")
     for name in (*ARMS, "without graph"):
         if name in done:
@@ -178,53 +204,38 @@ def show(cells: Cells, options: argparse.Namespace) -> None:
     for key in sorted(k for k in found if k.startswith("entities/hits")):
         asked = found[key.replace("hits@1", "asked")] if "/hits@1/" in key else None
         print(f"{key:<34}{found[key]:>9.3f}" + ("" if asked is None else f"  of {asked:.0f}"))
-    print(f"\n{'FewRel':<34}{'all':>15}{'covered':>15}")
-    for labels in options.labels:
-        for start in STARTS:
-            for reads in READS:
-                names = [f"{start}/{reads}/{labels}/{seed}" for seed in options.seeds]
-                rows = [done[name] for name in names if name in done]
-                if rows:
-                    told = [spread([row[k] for row in rows]) for k in ("accuracy", "covered")]
-                    name = f"{labels} labels, {start}, reads {reads}"
-                    print(f"{name:<34}{told[0]:>15}{told[1]:>15}")
 
 
-def spread(values: list[float]) -> str:
-    wide = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} +- {100 * wide:.1f}"
-
-
-def main() -> None:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--source", required=True, help="folder of raw data")
     parser.add_argument("--pretrained", required=True, help="folder of the encoder to start from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=20, help="CPU time of each pre-training")
-    parser.add_argument("--labels", type=int, nargs="+", default=[96, 480])
+    parser.add_argument("--labels", type=int, nargs="+", default=[80, 480])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=0, help="of everything, for a trial")
     parser.add_argument("--texts", type=int, default=0, help="to score, for a trial; 0: all")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
     options.out.mkdir(parents=True, exist_ok=True)
-    cells = Cells(options.out / "results.json")
+    results = Results(options.out / "results.json")
     for mode in ARMS:
         steps = options.steps
         if not steps:
             config = pretraining(options, mode, 100)
-            pace = cells.get(f"{mode}, CPU seconds a step", partial(seconds_a_step, config))
+            name = f"{mode}, CPU seconds a step"
+            pace = results.get(name, config, partial(seconds_a_step, config))
             steps = max(int(60 * options.minutes / pace), 1)
-        cells.get(mode, partial(pretrain, options, mode, steps))
-    cells.get("without graph", partial(without_graph, options))
-    for labels in options.labels:
-        for seed in options.seeds:
-            for start in STARTS:
-                for reads in READS:
-                    name = f"{start}/{reads}/{labels}/{seed}"
-                    config = fine_tuning(options, start, reads, labels, seed)
-                    folder = options.out / "fewrel" / name.replace("/", "-")
-                    cells.get(name, partial(fine_tune, folder, config))
-    show(cells, options)
+        config = pretraining(options, mode, steps)
+        results.get(mode, config, partial(pretrain, options, mode, config))
+    # That of `knowledge`, the last one.
+    results.get("without graph", config, partial(without_graph, options))
+    show(results)
+    fine_tune(options)
 
 
 if __name__ == "__main__":
