@@ -6,7 +6,8 @@ kg.tsv             facts of CoDEx-M and FB15k-237 (named by data/wikidata.py) bu
 descriptions.tsv   what Wikidata says of an entity in a line, where FB15k-237 has it. It often names
                    the class: give it to no model that is to be told facts alone
 test.jsonl         the validation part of the source, whose entities are not in its training part
-select.jsonl       mentions for choosing a checkpoint, of entities that are in no other file
+select.jsonl       mentions for choosing a checkpoint, of entities that are in no other file, as are
+                   their sentences
 pool.jsonl         the other mentions, to draw from; no sentence of it stands in the files above
 
 `GROUPS` is the map from the 499 fine classes to types. A class that it does not name says nothing
@@ -140,7 +141,8 @@ def generate(source: str, folder: Path) -> None:
     rest, test = (read_mentions(raw, part) for part in ("train", "valid"))
     rest = without(rest, test, lambda row: row["cluster"])
     select, pool = set_apart(rest, lambda row: row["cluster"], SELECT_MENTIONS)
-    pool = without(pool, test + select, lambda row: tuple(row["tokens"]))
+    select = without(select, test, tokens)
+    pool = without(pool, test + select, tokens)
     wiki = Wikidata(raw)
     facts = [fact for fact in wiki.facts() if fact[1] not in TYPE_LIKE]
     known = {entity for head, _, tail in facts for entity in (head, tail)}
@@ -153,6 +155,10 @@ def generate(source: str, folder: Path) -> None:
     write_tsv(folder / "kg.tsv", wiki.in_words(facts))
     write_tsv(folder / "descriptions.tsv", wiki.descriptions(known))
     write_jsonl(folder / "pool.jsonl", pool)
+
+
+def tokens(row: Row) -> tuple[str, ...]:
+    return tuple(row["tokens"])
 
 
 def read_mentions(raw: Path, part: str) -> list[Row]:
