@@ -5,8 +5,11 @@ keft gain --config configs/cola.py --data.source=../shared/data \
 python train.py --config configs/cola.py --data.source=... --encoder.pretrained=...
 
 A control: knowledge should not help here, and must not hurt, in the domain that is trained on and
-out of it. After the colon: the number of labelled sentences to train on, or `all` (the default);
-then `,frozen` or `,scratch` as in configs/semeval.py. The metric is Matthews' correlation.
+out of it. Sentences of one publication are one cluster; those of out_of_domain are from 6, which
+are too few for a verdict (10).
+
+After the colon: the number of labelled sentences to train on, or `all` (the default); then
+`,frozen` or `,scratch` as in configs/semeval.py. The metric is Matthews' correlation.
 """
 
 from keft_jax.config import (
@@ -41,6 +44,7 @@ def get_config(arg: str = "all") -> Config:
             select=f"{data}/select_{largest((100, 500), labels)}.jsonl",
             test=(f"{data}/in_domain.jsonl", f"{data}/out_of_domain.jsonl"),
             text="sentence",
+            cluster="source",
             draw=labels,
             buckets=(16, 32, 56),
         ),
