@@ -22,6 +22,7 @@ from keft_jax.data.raw import set_apart, without
 from keft_jax.data.source import read_examples
 from keft_jax.kg.io import read_triples
 from keft_jax.options import load_config_file
+from keft_jax.tasks.kinds import labels_of
 
 ROOT = Path(__file__).resolve().parents[1]
 APART = ("typing", "squad", "wikigold")  # by `cluster`
@@ -219,6 +220,7 @@ def test_the_real_fewrel(shared):
     rows = fewrel.read_sentences(shared / "data")
     rest, test = fewrel.split(rows, fewrel.TEST_SENTENCES)
     assert not groups_of("fewrel", rest) & groups_of("fewrel", test)
+    assert {row["relation"] for row in test} == {row["relation"] for row in rest}
     pool, theirs = linear.entity_disjoint_split(rows)
     assert [row["tokens"] for row in test] == [row["tokens"] for row in theirs]
     assert [row["tokens"] for row in rest] == [row["tokens"] for row in pool]
@@ -236,6 +238,8 @@ def test_the_real_semeval(shared):
     plain = [re.sub("</?e[12]>", "", sentence) for sentence, _ in theirs]
     assert [row["sentence"] for row in test] == plain[-1500:]
     assert [row["label"] for row in test] == [label.strip() for _, label in theirs[-1500:]]
+    labels = load_config_file(str(ROOT / "configs/semeval.py")).task.labels
+    assert {row["label"] for row in test} <= set(labels)
     assert not {semeval.words(r) for r in test} & {semeval.words(r) for r in pool + select}
     assert {row["sentence"] for row in pool + select} <= set(plain[:-1500])
     assert len(pool) + len(select) > 6480
@@ -255,6 +259,44 @@ def test_every_class_of_the_real_typing_data(shared):
             fine.update(json.loads(line)["types"])
     assert not set(types.GROUPS) - fine
     assert len(set(types.GROUPS.values())) == 14
+
+
+class NoGraph:
+    """In the place of Wikidata, which takes seconds to read."""
+
+    def __init__(self, raw: Path):
+        self.name = str
+
+    def facts(self) -> list[tuple[str, str, str]]:
+        return []
+
+    def in_words(self, facts: list) -> list:
+        return facts
+
+    def descriptions(self, known: set[str]) -> list:
+        return []
+
+
+@pytest.mark.parametrize("name", ["sst2", "cola", "typing", "wikigold"])
+def test_the_real_labels_and_texts(name, shared, tmp_path, monkeypatch):
+    """No test label is unknown to the pool or the recipe, and no text is in two parts."""
+    monkeypatch.setattr(types, "Wikidata", NoGraph)
+    monkeypatch.setattr(wikigold, "write_named_graph", lambda raw, folder: None)
+    parts = make(name, shared / "data", tmp_path)
+    config = load_config_file(str(ROOT / f"configs/{name}.py"))
+
+    def labels(path: str) -> set[str]:
+        examples = read_examples(tmp_path / Path(path).name, config.data)
+        return set(labels_of(config.task.kind, examples))
+
+    known = set(config.task.labels) or labels(config.data.train)
+    for path in (config.data.select, *config.data.test):
+        assert labels(path) <= known
+    texts: dict[str, set[tuple]] = {"pool": set(), "select": set(), "test": set()}
+    for part, rows in parts.items():
+        kind = part.partition("_")[0]
+        texts[kind if kind in texts else "test"] |= set(map(text_of, rows))
+    assert len(set.union(*texts.values())) == sum(map(len, texts.values()))
 
 
 def baselines(shared: Path):
