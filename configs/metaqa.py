@@ -52,7 +52,7 @@ def get_config(arg: str = "data/metaqa") -> Config:
         optim=OptimConfig(steps=300, batch=128, learning_rate=3e-3, warmup=0.1),
         eval=EvalConfig(every=100, batch=128),
         gain=GainConfig(
-            rows=("none", "dictionary", "candidates", "untyped", "shuffled", "true"),
+            rows=("none", "dictionary", "candidates", "untyped", "shuffled", "kindred", "true"),
             seeds=3,
         ),
     )

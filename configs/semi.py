@@ -1,14 +1,15 @@
-"""SST-2 from 100 labels, and the other 60,000 training sentences without theirs.
+"""SST-2 from 100 labels, and the other 2,514 sentences of the pool without theirs.
 
 python train.py --config configs/semi.py:consistency --data.source=../shared/data \
     --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
 python benchmarks/semi.py --source=../shared/data --pretrained=../shared/models/all-MiniLM-L6-v2
 
-After the colon: `labelled` (the 100 alone), `self-training` (the model's own sure answers for texts
-as they are), `consistency` (for texts with words masked, and replaced by others of which the
-lexicons say the same), `soft` (likewise, with distributions in the place of sure answers), or `mlm`
-(masked language modelling of the other sentences). All have the same number of updates on the same
-labels; --knowledge.row=none is each of them without the graph, and then without words replaced.
+After the colon: `labelled` (the 100 alone), `self-training` (the sure answers of the moving average
+of the parameters, for texts as they are), `consistency` (for texts with words masked, and replaced
+by others of which the lexicons say the same), `soft` (likewise, with distributions in the place of
+sure answers), or `mlm` (masked language modelling of the other sentences). All have the same number
+of updates on the same labels; --knowledge.row=none is each of them without the graph, and then
+without words replaced.
 """
 
 import dataclasses
