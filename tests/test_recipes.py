@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import keft_jax.config
 from keft_jax.config import Config, EncoderConfig
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
@@ -44,6 +46,12 @@ def check_groups(config: Config) -> None:
 @pytest.mark.parametrize(("file", "arg"), SPECS, ids=lambda x: getattr(x, "stem", x))
 def test_groups_of_a_recipe(file, arg):
     check_groups(load_config_file(f"{file}:{arg}" if arg else str(file)))
+
+
+def test_configs_in_the_docs_can_be_copied():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.S)
+    made = [eval(block, vars(keft_jax.config).copy()) for block in blocks]
+    assert [config.task.kind for config in made] == ["tagging", "span", "choice", "relation"]
 
 
 def read(name, monkeypatch):
