@@ -73,6 +73,8 @@ def get_config(arg: str = "480") -> Config:
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
-        gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
+        gain=GainConfig(
+            rows=("none", "dictionary", "untyped", "shuffled", "kindred", "random", "true")
+        ),
     )
     return with_mode(config, mode)

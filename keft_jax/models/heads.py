@@ -12,7 +12,7 @@ from keft_jax.config import Config
 from keft_jax.data.batch import Batch, Names, node_mask, own_mask
 from keft_jax.models.functional import normal, param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
-from keft_jax.models.layers import LayerNorm, Linear, dropout, gelu, glorot
+from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu, glorot
 from keft_jax.sharding import shard
 
 
@@ -79,7 +79,11 @@ class ChoiceHead(ClassifyHead):
 class AnchorHead(nnx.Module):
     """The states at the marks before mentions, end to end, then a linear layer; beside it one on
     the nodes of these mentions and one on their relational context (Wang et al. 2021, PathCon),
-    which are nothing at first."""
+    which are nothing at first.
+
+    With few labels either side fits them alone, and the other then learns nothing, or a graph that
+    knows nothing is learned by heart. So in training one of the two is silent for some examples
+    (Neverova et al. 2016, ModDrop), and half of the context is dropped."""
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
@@ -122,11 +126,18 @@ class AnchorHead(nnx.Module):
         # As long as a state of the text, so that it learns at the same rate.
         around_bkr = x_bld.shape[-1] ** 0.5 * edges.context(node_bk, self.relations)
         around_bkr = around_bkr * jnp.einsum("bkn,bn->bk", of_bkn, gate_bn)[..., None]
-        delta = delta + self.context(around_bkr.reshape(len(around_bkr), -1))
+        around_be = around_bkr.reshape(len(around_bkr), -1)
+        delta = delta + self.context(dropout(around_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
+        if key is not None:
+            u_b1 = jax.random.uniform(fold(key, 2), there_b1.shape)
+            logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
+            delta = jnp.where(u_b1 >= 1 - GRAPH_SILENT, 0, delta)
         return logits + jnp.where(there_b1, delta, 0), gate_bn, []
 
 
+CONTEXT_DROPOUT = 0.5
+TEXT_SILENT, GRAPH_SILENT = 0.25, 0.5  # shares of the examples, in training
 ANCHORS = {"relation": ("relation", 2), "typing": ("types", 1)}
 """Of a kind of task, its target and how many marked mentions it reads."""
 
