@@ -130,7 +130,7 @@ class AnchorHead(nnx.Module):
         delta = delta + self.context(dropout(around_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
         if key is not None:
-            u_b1 = jax.random.uniform(fold(key, 2), there_b1.shape)
+            u_b1 = jax.random.uniform(jax.random.fold_in(key, 2), there_b1.shape)
             logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
             delta = jnp.where(u_b1 >= 1 - GRAPH_SILENT, 0, delta)
         return logits + jnp.where(there_b1, delta, 0), gate_bn, []
