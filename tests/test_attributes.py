@@ -14,7 +14,7 @@ from keft_jax.gain.variants import VARIANTS, Variants, vary, with_all_ways
 from keft_jax.kg.attributes import MOST, parse_value, read_attributes
 from keft_jax.kg.store import KG
 from keft_jax.train.loop import Trainer
-from keft_jax.train.parts import build, load_parts, save_parts
+from keft_jax.train.parts import build, load_parts, make_tokenizer, save_parts
 
 CITIES = KG.from_triples([(f"c{i}", "in", "land") for i in range(9)])
 
@@ -152,6 +152,10 @@ def test_the_ways_of_using_a_graph_in_one_table(made, tmp_path):
     with pytest.raises(KeftError, match=r"gain\.attributes = ''"):
         vary(tiny.config(tmp_path), VARIANTS["attributes"], str)
     plain, _ = build(every)
+    # Rows that write facts into the text have words for them, and all rows the same words.
+    lake = KG.from_triples([("zug lake", "in", "zug"), ("zug", "in", "land")])
+    pieces = [make_tokenizer(c, data.examples, lake).get_vocab() for c in (base, every)]
+    assert ["zug" in known for known in pieces] == [False, True]
     data = plain.dataset(data.examples)
     variants = Variants(Trainer(plain), tmp_path, print)
     hashes = {}

@@ -269,11 +269,12 @@ def make_tokenizer(
     config: Config, examples: Sequence[Example], kg: KG | None = None
 ) -> tokenizers.Tokenizer:
     """That of `data.vocab`, else of the pre-trained folder, else one trained on the examples, and
-    on the names of the graph where knowledge.text writes these too."""
+    on the names of the graph where knowledge.text, or a row of gain.variants, writes these too."""
     given, pretrained = config.data.vocab, config.encoder.pretrained
     if not (given or pretrained):
         texts = [text for e in examples for text in (e.text, e.pair, *e.choices) if text]
-        written = kg is not None and config.knowledge.text != "none"
+        written = config.knowledge.text != "none"
+        written |= any(row.startswith("text") for row in config.gain.variants)
         names = [*kg.names, *map(phrase, kg.relations)] if kg and written else []
         return train_wordpiece(texts, config.data.vocab_size, names=names)
     tokenizer = load_tokenizer(given or locate(pretrained))
