@@ -71,7 +71,9 @@ def test_leaks_are_looked_for_among_all_training_examples(words, monkeypatch):
     assert report["leaks"]["selection"]["verdict"] == "leak"
 
 
-def test_the_majority_is_a_control(words):
+def test_the_majority_is_a_control(words, monkeypatch):
+    """Of labels that nothing tells, a gain is not expected over it."""
+    monkeypatch.setitem(expect.__globals__, "REFERENCES", ())  # which do as well here
     init("helps.tsv", "text.tsv", "own.py")
     parts, splits = build(load_config("own.py"))
     noise = np.where(np.random.default_rng(0).random(120) < 0.7, "good", "bad").tolist()
