@@ -548,6 +548,10 @@ def test_audit_finds_planted_leaks_and_no_others():
 def test_a_given_vocabulary_is_not_vouched_for():
     train, test = audits.Audited("train", ["q"]), audits.Audited("test", ["r"])
     got = audits.audit(train, [test], task="kgqa", selected_on="dev", vocab_from_test=None)
+    assert got["unlabelled texts/test"]["verdict"] == "not applicable"
+    without_labels = audits.audit(train, [test], task="kgqa", unlabelled=["R ", "s"])
+    found = without_labels["unlabelled texts/test"]
+    assert (found["value"], found["verdict"]) == (1.0, "look")
     assert got["vocabulary"]["verdict"] == "not applicable"
     assert got["vocabulary"]["note"].startswith("not known")
     assert got["selection"]["verdict"] == "ok" and got["selection"]["value"] == "dev"

@@ -74,7 +74,7 @@ def examine(
         "examples": {name: len(part) for name, part in splits if part},
         "coverage": {name: cover(given(d, parts), parts) for name, d in known.items()},
         "linking": look_at_links(train, parts),
-        "leaks": audit_splits(parts, splits.train, splits.select, tests),
+        "leaks": audit_splits(parts, splits.train, splits.select, tests, splits.unlabelled),
     }
     # The reported splits stay unseen: what is expected is judged on a part of the others.
     # The examples of two files are numbered alike.

@@ -57,11 +57,13 @@ def audit(
     vocab_from_test: bool | None = False,
     linker_from_test: bool = False,
     embeddings_from_test: bool | None = None,
+    unlabelled: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Check]:
     """All checks of one table. `selected_on`: the file that chose checkpoints and
     hyper-parameters; `reused`: reported splits whose examples it holds; `vocab_from_test`: None
-    where that is not known; `embeddings_from_test`: None where no KG embeddings are used."""
+    where that is not known; `embeddings_from_test`: None where no KG embeddings are used;
+    `unlabelled`: texts that were learnt from without labels."""
     checks: dict[str, Check] = {}
     checks["selection"] = _check(
         selected_on or "nothing",
@@ -80,6 +82,7 @@ def audit(
         found = {
             "shared texts": _shared_texts(train, split),
             "near duplicates": _near_duplicates(train, split, task, seed),
+            "unlabelled texts": _unlabelled_texts(unlabelled, split, seed),
             "shared topics": _shared_topics(train, split),
             "label in node text": _label_in_nodes(split, task, seed),
             "gold fact as edge": _gold_edge(split),
@@ -126,13 +129,26 @@ def _shared_texts(train: Audited, test: Audited) -> Check:
     return _check(value, _grade(value, 0, 0.01), "share of test texts that training holds as well")
 
 
-def _near_duplicates(train: Audited, test: Audited, task: str, seed: int) -> Check:
+def _share_near(texts: Sequence[str], what: str, test: Audited, seed: int) -> tuple[float, str]:
+    """(share of test texts that are near duplicates of some of `texts`, a note of it)."""
     rng = np.random.default_rng(seed)
     drawn = [test.texts[i] for i in np.sort(rng.permutation(len(test.texts))[:MAX_TEST])]
-    value = _share(find_near_duplicates(train.texts, drawn))
-    note = f"share of test texts with a training text of 3-gram Jaccard {NEAR} or more"
+    note = f"share of test texts with {what} of 3-gram Jaccard {NEAR} or more"
     if len(drawn) < len(test.texts):
         note += f" (of {len(drawn):,} test texts, drawn)"
+    return _share(find_near_duplicates(texts, drawn)), note
+
+
+def _unlabelled_texts(texts: Sequence[str], test: Audited, seed: int) -> Check:
+    if not len(texts):
+        return _absent("no texts without labels")
+    value, note = _share_near(texts, "a text without label", test, seed)
+    # No label of theirs was seen, but a text that was learnt from is no new one.
+    return _check(value, _grade(value, 0, np.inf), note)
+
+
+def _near_duplicates(train: Audited, test: Audited, task: str, seed: int) -> Check:
+    value, note = _share_near(train.texts, "a training text", test, seed)
     verdict = _grade(value, 0.01, 0.05)
     if task == "kgqa" and verdict == "leak":
         # Questions from a template differ in their topic alone, which "shared topics" looks at.

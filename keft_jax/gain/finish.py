@@ -73,7 +73,11 @@ def _beside(table: GainRun) -> dict[str, Any]:
             drawn = table.drawn(table.config.seed)
             facts["ceiling"] = measure_ceilings(parts, table.train, drawn, table.tests)
         facts["leaks"] = audit_splits(
-            parts, table.train.examples, table.select.examples, table.tests
+            parts,
+            table.train.examples,
+            table.select.examples,
+            table.tests,
+            table.unlabelled,
         )
         facts["step_time_ratio"] = table.step_time_ratio()
         facts["variants"] = {}

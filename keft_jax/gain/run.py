@@ -29,7 +29,7 @@ from keft_jax.gain.rows import DEFINITION, JUDGED, PLAIN
 from keft_jax.gain.splits import given, make_split
 from keft_jax.gain.variants import Variants
 from keft_jax.models.pretrained import start_digest
-from keft_jax.train.coverage import fingerprint, refuse_selection_on_test
+from keft_jax.train.coverage import count_shared, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
 from keft_jax.train.run import identify, load_given
@@ -44,15 +44,17 @@ class GainRun:
         refuse_config(config)
         self.parts, splits = build(config)
         self.config = config = self.parts.config  # with the sizes of a pre-trained encoder
+        self.unlabelled = splits.unlabelled
         for name, test in splits.tests.items():
             refuse_selection_on_test(config.data.select, splits.select, name, test)
+            count_shared(config.data.unlabelled, splits.unlabelled, name, test)
         self.train = self.parts.training(splits)
         self.select = self.parts.dataset(splits.select)
         self.tests = {name: self.parts.dataset(test) for name, test in splits.tests.items()}
         self.given = load_given(self.parts)
         self._read = self.given.inputs()
-        if len(splits.unlabelled):
-            self._read["data.unlabelled"] = fingerprint(splits.unlabelled)
+        if len(self.unlabelled):
+            self._read["data.unlabelled"] = fingerprint(self.unlabelled)
         if self.given.teacher:
             self._read["objective.distill.teacher"] = identify(*self.given.teacher)
         self.trainer = Trainer(self.parts, self.given)

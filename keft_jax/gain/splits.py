@@ -78,10 +78,12 @@ def audit_splits(
     train: Sequence[Example],
     select: Sequence[Example],
     tests: Mapping[str, Dataset],
+    unlabelled: Sequence[Example] = (),
 ) -> dict[str, Any]:
-    """The leak audit of some test examples, against all that was trained and chosen on. The linker
-    comes from the graph alone and the vocabulary from training text alone, by construction, but
-    nothing is known of a vocabulary that was given."""
+    """The leak audit of some test examples, against all that was trained and chosen on; unlabelled:
+    what was learnt from beside the training examples. The linker comes from the graph alone and the
+    vocabulary from training text and the graph, by construction, but nothing is known of a
+    vocabulary that was given."""
 
     def look(name: str, dataset: Dataset) -> Audited:
         sub = _subgraphs(dataset, parts)
@@ -117,6 +119,7 @@ def audit_splits(
         reused=[name for name, d in tests.items() if _share_seen(d, select) >= REUSED],
         vocab_from_test=None if parts.config.data.vocab else False,
         linker_from_test=False,
+        unlabelled=[text_of(e) for e in unlabelled],
     )
 
 
