@@ -5,8 +5,8 @@
     good    AFINN valence    clearly positive
 
 The value nodes are few and their names are plain words, so that a text model reads them as it reads
-text. What a word is worth stands in the tails alone: a shuffled graph, which keeps each word's
-relations, knows nothing of it.
+text. What a word is worth stands in the tails alone: a graph in which words change places with
+others of the same relations knows nothing of it.
 
 The lexicons, each as it is distributed: VADER (Hutto and Gilbert 2014), AFINN (Nielsen 2011), the
 opinion lexicon (Hu and Liu 2004).
