@@ -82,8 +82,9 @@ class AnchorHead(nnx.Module):
     which are nothing at first.
 
     With few labels either side fits them alone, and the other then learns nothing, or a graph that
-    knows nothing is learned by heart. So in training one of the two is silent for some examples
-    (Neverova et al. 2016, ModDrop), and half of the context is dropped."""
+    knows nothing is learned by heart. So in training one of the two is silent here for some
+    examples (Neverova et al. 2016, ModDrop), and half of the context is dropped. What the layers
+    below exchanged stays in the text's states."""
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
