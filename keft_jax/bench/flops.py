@@ -8,6 +8,7 @@ passes: the backward pass multiplies each kernel twice.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -89,12 +90,13 @@ def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
 
 def find_peak(dtype: str, devices: int) -> tuple[float, str]:
     """(FLOPs/s of all devices at most, how that is known)."""
-    kind = jax.devices()[0].device_kind
+    kind, dtype = jax.devices()[0].device_kind, dtype.replace("mixed", "bfloat16")
     if kind in PEAKS:
         return devices * PEAKS[kind][dtype], f"vendor's dense figure for {kind} in {dtype}"
     size, repeats = 1024, 12
     x = jnp.ones((size, size), dtype)
-    multiply: Any = jax.jit(jnp.matmul).lower(x, x).compile()
+    wide = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    multiply: Any = jax.jit(wide).lower(x, x).compile()
     best = np.inf
     for _ in range(repeats):
         begin = time.perf_counter()

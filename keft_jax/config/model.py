@@ -26,8 +26,10 @@ class EncoderConfig:
     """Of every LayerNorm of the encoder."""
     dropout: float = 0.1
     """On embeddings, attention and both sub-layers."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matmuls and activations; parameters, softmax, LayerNorm, logits and losses stay f32."""
+    dtype: Literal["float32", "bfloat16", "mixed"] = "float32"
+    """Of matmuls and activations; parameters, softmax, LayerNorm, logits and losses stay f32.
+    mixed: matmuls with a kernel in bfloat16, summed in f32; activations in f32 (on a CPU that has
+    bfloat16 the fastest; on an accelerator bfloat16 is)."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     """cudnn: fused attention on NVIDIA GPUs, in bfloat16; it has no dropout on attention weights
     (the other dropouts stay). auto: cudnn where it computes the same, else xla."""

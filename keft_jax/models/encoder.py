@@ -11,7 +11,15 @@ from flax import nnx
 
 from keft_jax.config import EncoderConfig, check
 from keft_jax.models.functional import normal, param, use
-from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu, look_up
+from keft_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    activation_dtype,
+    dropout,
+    fold,
+    gelu,
+    look_up,
+)
 from keft_jax.sharding import shard
 
 
@@ -24,7 +32,7 @@ class Embeddings(nnx.Module):
         self.position = param((config.max_length, config.width), ("length", "embed"), normal)
         self.type = param((2, config.width), (None, "embed"), normal)
         self.norm = LayerNorm(width, eps=config.norm_eps)
-        self.rate, self.dtype = config.dropout, jnp.dtype(config.dtype)
+        self.rate, self.dtype = config.dropout, activation_dtype(config.dtype)
 
     def __call__(
         self,
@@ -68,7 +76,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: EncoderConfig):
         embed, heads = ("embed", config.width), ("heads", config.heads)
-        kv, dtype = ("kv", config.width // config.heads), jnp.dtype(config.dtype)
+        kv, dtype = ("kv", config.width // config.heads), config.dtype
         self.qkv = Linear(embed, ("qkv", 3), heads, kv, dtype=dtype)
         self.out = Linear(("heads", config.width), embed, dtype=dtype)
         self.rate, self.scale, self.config = config.dropout, kv[1] ** -0.5, config
@@ -108,7 +116,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: EncoderConfig):
         embed, mlp = ("embed", config.width), ("mlp", config.mlp)
-        dtype = jnp.dtype(config.dtype)
+        dtype = config.dtype
         self.attention = Attention(config)
         self.attention_norm = LayerNorm(embed, eps=config.norm_eps)
         self.up = Linear(embed, mlp, dtype=dtype)

@@ -129,7 +129,7 @@ class MentionAdd(nnx.Module):
             ("graph", graph.width),
             ("embed", text.width),
             kernel=zeros,
-            dtype=jnp.dtype(text.dtype),
+            dtype=text.dtype,
         )
 
     def __call__(
@@ -150,7 +150,7 @@ class CrossAttention(nnx.Module):
     """Every token attends to the nodes, scaled by their gates, or to nothing."""
 
     def __init__(self, text: EncoderConfig, graph: GraphConfig):
-        dtype = jnp.dtype(text.dtype)
+        dtype = text.dtype
         heads = (("heads", graph.heads), ("kv", graph.width // graph.heads))
         embed, width = ("embed", text.width), ("graph", graph.width)
         self.query = Linear(embed, *heads, dtype=dtype, kernel=glorot(text.width, graph.width))
@@ -182,7 +182,7 @@ class Interaction(nnx.Module):
     has no token for it: [CLS] is the text's side."""
 
     def __init__(self, text: EncoderConfig, graph: GraphConfig):
-        dtype = jnp.dtype(text.dtype)
+        dtype = text.dtype
         embed, width, inner = ("embed", text.width), ("graph", graph.width), ("kv", text.width)
         self.query = Linear(
             embed, ("kv", graph.width), dtype=dtype, kernel=glorot(text.width, graph.width)
@@ -237,7 +237,7 @@ class Exchange(nnx.Module):
     """Text -> graph by the query, graph network, graph -> text by the fusion."""
 
     def __init__(self, config: Config, sizes: Sizes):
-        dtype = jnp.dtype(config.encoder.dtype)
+        dtype = config.encoder.dtype
         width = config.encoder.width
         self.graph = GraphBlock(config.graph, width, sizes.relations, dtype)
         self.gate = NodeGate(config.graph, width) if config.graph.gate else None

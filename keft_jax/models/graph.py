@@ -136,7 +136,7 @@ def attention_coefficients(
 class GraphLayer(nnx.Module):
     """One layer: [b, n, w] -> [b, n, w], before residual and norm."""
 
-    def __init__(self, config: GraphConfig, relations: int, dtype: jnp.dtype):
+    def __init__(self, config: GraphConfig, relations: int, dtype: str):
         width, heads = ("graph", config.width), config.heads if config.kind != "gcn" else 1
         inner = config.width if config.kind in ("gcn", "rgcn") else config.width // heads
         axes = (("one", heads), ("kv", inner))
@@ -205,7 +205,7 @@ class TripleLayer(nnx.Module):
 
     where v is the head or the tail. A triple's gate scales its share. [b, n, w] -> [b, n, w]."""
 
-    def __init__(self, config: GraphConfig, relations: int, dtype: jnp.dtype):
+    def __init__(self, config: GraphConfig, relations: int, dtype: str):
         width, inner = ("graph", config.width), ("kv", config.width)
         kernel = glorot(config.width, config.width)
         self.concat, self.relations = config.kind == "triple_concat", relations
@@ -243,7 +243,7 @@ class TripleLayer(nnx.Module):
 class EdgeGate(nnx.Module):
     """How relevant the text finds each edge: sigmoid(query . (relation + sender)), in [0, 1]."""
 
-    def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: jnp.dtype):
+    def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: str):
         width = ("graph", config.width)
         inner = ("kv", config.width)
         self.query = Linear(("embed", text_width), inner, kernel=glorot(text_width, config.width))
@@ -291,7 +291,7 @@ class NodeGate(nnx.Module):
 class GraphBlock(nnx.Module):
     """`config.layers` gated layers, each with residual and LayerNorm: [b, n, w] -> [b, n, w]."""
 
-    def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: jnp.dtype):
+    def __init__(self, config: GraphConfig, text_width: int, relations: int, dtype: str):
         names = [str(i) for i in range(config.layers)]
         layer = TripleLayer if config.kind.startswith("triple") else GraphLayer
         self.layers = nnx.Dict({i: layer(config, relations, dtype) for i in names})

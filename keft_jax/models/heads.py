@@ -156,7 +156,7 @@ class AnswerHead(nnx.Module):
     """
 
     def __init__(self, config: Config, sizes: Any):
-        width, dtype = config.encoder.width, jnp.dtype(config.encoder.dtype)
+        width, dtype = config.encoder.width, config.encoder.dtype
         embed, graph = ("embed", width), ("graph", config.graph.width)
         self.query = Linear(embed, ("kv", width), kernel=normal)
         self.name_norm = LayerNorm(("kv", width))
@@ -202,7 +202,7 @@ class MaskedLMHead(nnx.Module):
     names go through it: the matmul with the vocabulary is the dearest of all."""
 
     def __init__(self, config: Config, sizes: Any):
-        width, dtype = config.encoder.width, jnp.dtype(config.encoder.dtype)
+        width, dtype = config.encoder.width, config.encoder.dtype
         self.transform = Linear(("embed", width), ("kv", width), dtype=dtype)
         self.norm = LayerNorm(("kv", width), eps=config.encoder.norm_eps)
         self.bias = param((sizes.vocab,), ("vocab",), zeros)

@@ -14,6 +14,11 @@ from flax import nnx
 from keft_jax.models.functional import Initializer, normal, ones, param, use, zeros
 
 
+def activation_dtype(dtype: str) -> jnp.dtype:
+    """What activations are kept in where the config says `dtype`."""
+    return jnp.dtype("float32" if dtype == "mixed" else dtype)
+
+
 class Linear(nnx.Module):
     """x @ kernel + bias over the last axis; `out` may have several axes (heads, head width)."""
 
@@ -23,7 +28,7 @@ class Linear(nnx.Module):
         *out: tuple[str, int],
         kernel: Initializer = normal,
         bias: bool = True,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: str = "float32",
     ):
         axes, shape = zip(*out, strict=True)
         self.kernel = param((inputs[1], *shape), (inputs[0], *axes), kernel)
@@ -32,10 +37,51 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # One axis of rows: the kernel's gradient of three axes is copied about by XLA on a CPU.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = jnp.tensordot(rows, use(self.kernel).astype(self.dtype), 1)
-        y = y.reshape(*x.shape[:-1], *y.shape[1:])
-        return y if self.bias is None else y + use(self.bias).astype(self.dtype)
+        dtype, kernel = activation_dtype(self.dtype), use(self.kernel)
+        rows = x.reshape(-1, x.shape[-1])
+        y = matmul(rows, kernel, self.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])
+        return y if self.bias is None else y + use(self.bias).astype(dtype)
+
+
+def matmul(x_id: jax.Array, kernel: jax.Array, dtype: str) -> jax.Array:
+    """[i, ...] of [i, d] and [d, ...], in `activation_dtype(dtype)`."""
+    if dtype == "mixed":
+        y_io = _mixed(x_id.astype(jnp.float32), kernel.reshape(len(kernel), -1))
+        return y_io.reshape(-1, *kernel.shape[1:])
+    return jnp.tensordot(x_id.astype(dtype), kernel.astype(dtype), 1)
+
+
+@jax.custom_vjp
+def _mixed(x_id: jax.Array, kernel_do: jax.Array) -> jax.Array:
+    return matmul_bf16(x_id, kernel_do)
+
+
+def _mixed_backward(saved, y_io: jax.Array):
+    x_id, kernel_do = saved
+    return matmul_bf16(y_io, transpose(kernel_do)), matmul_bf16(transpose(x_id), y_io)
+
+
+_mixed.defvjp(lambda x, kernel: (matmul_bf16(x, kernel), (x, kernel)), _mixed_backward)
+
+
+def matmul_bf16(a: jax.Array, b: jax.Array) -> jax.Array:
+    """f32[..., i, o]: factors rounded to bfloat16, sums in float32."""
+    a, b = (x.astype(jnp.bfloat16) for x in (a, b))
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def transpose(x: jax.Array, block: int = 32) -> jax.Array:
+    """The last two axes of x swapped, on a CPU by way of blocks: XLA:CPU folds a plain
+    transposition into a matmul, and then does not do it in bfloat16 (with AMX three to four times
+    as fast as float32)."""
+    *batch, rows, columns = x.shape
+    block = math.gcd(rows, block)
+
+    def in_blocks(x):
+        x = x.reshape(*batch, rows // block, block, columns)
+        return jnp.moveaxis(x, -1, -3).reshape(*batch, columns, rows)
+
+    return jax.lax.platform_dependent(x, cpu=in_blocks, default=lambda x: x.swapaxes(-1, -2))
 
 
 class LayerNorm(nnx.Module):

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from keft_jax.models.layers import matmul_bf16, transpose
+
 CHUNK = 1 << 18  # numbers of a block of vectors that stays in a processor's cache
 TINY = 1e-6  # under the root of a distance: its gradient at 0 is finite
 
@@ -22,22 +24,16 @@ def modulus(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _matmul_bf16(a_gcx: jax.Array, b_gkx: jax.Array) -> jax.Array:
-    return _low("gcx,gkx->gck", a_gcx, b_gkx)
+    low = (x.astype(jnp.bfloat16) for x in (a_gcx, b_gkx))
+    return jnp.einsum("gcx,gkx->gck", *low, preferred_element_type=jnp.float32)
 
 
 def _matmul_bf16_bwd(saved: Any, s_gck: jax.Array) -> tuple[jax.Array, jax.Array]:
     a, b = saved
-    # On a CPU a product over the first axis is faster in float32 than in bfloat16.
-    back = jnp.einsum if jax.default_backend() == "cpu" else _low
-    return _low("gck,gkx->gcx", s_gck, b), back("gck,gcx->gkx", s_gck, a)
+    return matmul_bf16(s_gck, b), matmul_bf16(transpose(s_gck), a)
 
 
 _matmul_bf16.defvjp(lambda a, b: (_matmul_bf16(a, b), (a, b)), _matmul_bf16_bwd)
-
-
-def _low(form: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    low = (x.astype(jnp.bfloat16) for x in (a, b))
-    return jnp.einsum(form, *low, preferred_element_type=jnp.float32)
 
 
 def matmul(a_gcx: jax.Array, b_gkx: jax.Array, dtype: str) -> jax.Array:
