@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -47,16 +48,14 @@ P = TypeVar("P", Parts, TripleParts)
 class Trainer(Generic[P]):
     """Compiled functions of one model, reused over seeds, rows and learning rates."""
 
-    def __init__(self, parts: P, given: Given | None = None):
-        """given: what the config names beside the data (train.run.load_given); None: nothing."""
+    def __init__(self, parts: P, given: Given | None = None, mesh: Mesh | None = None):
+        """given: what the config names beside the data (train.run.load_given); None: nothing.
+        mesh: None: the config's, over all devices. No array is made before it is asked for, so
+        that a step can be compiled for devices that are not there."""
         config, self.given = parts.config, given or Given(parts)
         teacher, guide = self.given.teacher, self.given.guide
         self.parts: P = parts
-        self.mesh = make_mesh(config.mesh)
-        self._evaluator: Evaluator | Ranker = (
-            Evaluator(parts) if isinstance(parts, Parts) else make_ranker(parts, self.mesh)
-        )
-        self.eval_batch = self._evaluator.batch
+        self.mesh = make_mesh(config.mesh) if mesh is None else mesh
         self._check_divides(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         rows = row_tables(parts.model, config.optim)
         self.tx = make_optimizer(config.optim, parts.model.abstract(), rows)
@@ -81,12 +80,28 @@ class Trainer(Generic[P]):
             self.shardings,
             self.mesh,
         )
-        self._beside = parts.frozen(self.mesh)
         self._teacher = {"teacher": teacher[1]} if teacher else {}
-        self._start: Tree = {}  # parameters that every fresh state has alike
-        if config.encoder.pretrained:
-            folder = locate(config.encoder.pretrained)
-            self._start = load_weights(folder, parts.model.abstract())
+
+    @cached_property
+    def _evaluator(self) -> Evaluator | Ranker:
+        parts: Any = self.parts
+        return Evaluator(parts) if isinstance(parts, Parts) else make_ranker(parts, self.mesh)
+
+    @property
+    def eval_batch(self) -> int:
+        return self._evaluator.batch
+
+    @cached_property
+    def _beside(self) -> dict[str, Any]:
+        return self.parts.frozen(self.mesh)
+
+    @cached_property
+    def _start(self) -> Tree:
+        """Parameters that every fresh state has alike."""
+        pretrained = self.parts.config.encoder.pretrained
+        if not pretrained:
+            return {}
+        return load_weights(locate(pretrained), self.parts.model.abstract())
 
     def _check_divides(self, ways: int) -> None:
         optim = self.parts.config.optim
