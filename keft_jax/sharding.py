@@ -126,14 +126,26 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 _active: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("keft_mesh", default=None)
 
 
+_platform: contextvars.ContextVar[str] = contextvars.ContextVar("keft_platform", default="")
+
+
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """While a step is traced: `shard` constrains to this mesh."""
+    """While a step is traced: `shard` constrains to this mesh, and `platform` is that of its
+    devices. None: no constraints, on the platform that it was."""
     token = _active.set(mesh)
+    of = _platform.get() if mesh is None else mesh.devices.flat[0].platform
+    platform_token = _platform.set(of)
     try:
         yield
     finally:
+        _platform.reset(platform_token)
         _active.reset(token)
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: what is being traced is for it, which need not be where it is traced."""
+    return _platform.get() or jax.default_backend()
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:

@@ -20,7 +20,7 @@ from keft_jax.models.layers import (
     gelu,
     look_up,
 )
-from keft_jax.sharding import shard
+from keft_jax.sharding import platform, shard
 
 
 class Embeddings(nnx.Module):
@@ -56,7 +56,7 @@ def attention_kind(config: EncoderConfig, training: bool, each: bool = False) ->
     KeftError where cuDNN is asked for and cannot be had."""
     if each:
         return "xla"
-    gpu = jax.default_backend() == "gpu"
+    gpu = platform() == "gpu"
     head = config.width // config.heads
     fits = gpu and config.dtype == "bfloat16" and head % 8 == 0 and head <= 128
     if config.attention == "cudnn":
@@ -65,7 +65,7 @@ def attention_kind(config: EncoderConfig, training: bool, each: bool = False) ->
             "encoder.attention",
             "cudnn",
             f"needs an NVIDIA GPU, encoder.dtype=bfloat16 and heads of a multiple of 8, at most "
-            f"128 wide; here: {jax.default_backend()}, {config.dtype}, {head}; use auto",
+            f"128 wide; here: {platform()}, {config.dtype}, {head}; use auto",
         )
     same = fits and not (training and config.dropout)
     return "cudnn" if config.attention != "xla" and (same or config.attention == "cudnn") else "xla"

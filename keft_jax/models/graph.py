@@ -26,6 +26,7 @@ from keft_jax.config import GraphConfig
 from keft_jax.data.batch import edge_mask, node_mask
 from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import LayerNorm, Linear, gelu, glorot, look_up
+from keft_jax.sharding import platform
 
 DENSE_LIMIT = 200  # nodes; beyond it, and on a CPU, one-hot matmuls cost more than segment sums
 
@@ -40,7 +41,7 @@ class Edges:
         self.mask_be, self.node_mask_bn = edge_mask(graph), node_mask(graph)
         self.senders, self.receivers = graph.senders, graph.receivers
         self.relation_be = graph.edges["relation"]
-        small = self.nodes <= DENSE_LIMIT and jax.default_backend() != "cpu"
+        small = self.nodes <= DENSE_LIMIT and platform() != "cpu"
         self.dense = compute == "dense" or (compute == "auto" and small)
         if self.dense:
             self.sent_ben = jax.nn.one_hot(self.senders, self.nodes)

@@ -30,7 +30,7 @@ from keft_jax.config import KgeConfig
 from keft_jax.data.batch import QueryBatch, QueryTarget
 from keft_jax.models.functional import Initializer, param, use
 from keft_jax.models.pairwise import TINY, in_chunks, l1_shared, matmul, modulus
-from keft_jax.sharding import shard
+from keft_jax.sharding import platform, shard
 
 
 @flax.struct.dataclass
@@ -105,7 +105,7 @@ class TripleScorer(nnx.Module):
     def own(self, q_g1x: jax.Array, table: jax.Array, ids_gk: jax.Array) -> jax.Array:
         """f32[g, 1, k]: as `shared` of table[ids], with one query in each group: nothing for a
         matmul to reuse. Not for transr."""
-        if jax.default_backend() == "cpu":
+        if platform() == "cpu":
             return in_chunks(self._compare, q_g1x, table, ids_gk)
         return self._compare(q_g1x, table[ids_gk][:, None])
 
