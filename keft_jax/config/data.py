@@ -282,6 +282,10 @@ class KnowledgeConfig:
     entity_width: int = 0
     """Length of an entity's row. 0: of what it starts as, else of kge's beside objective.triples,
     else graph.width. Rows of another length than graph.width go through a learned projection."""
+    entity_rows: int = 0
+    """Rows of the table of entities at least: for entities still to come, for numbers of devices
+    that do not divide a small table, and to size one before its graph is there. 0: one for each
+    entity."""
     text_model: str = ""
     """What reads names and descriptions for `entities` and `relations`: a folder as for
     encoder.pretrained. Empty: that one."""
@@ -295,5 +299,7 @@ class KnowledgeConfig:
         facts, tokens = self.text_facts, self.text_tokens
         check(facts >= 1, "knowledge.text_facts", facts, "use 1 or more")
         check(tokens >= 8, "knowledge.text_tokens", tokens, "use 8 or more")
+        rows = self.entity_rows
+        check(rows >= 0, "knowledge.entity_rows", rows, "use 0 (one for each entity) or more")
         width = self.entity_width
         check(width >= 0, "knowledge.entity_width", width, "use 0 (what fits) or more")

@@ -59,6 +59,7 @@ from keft_jax.train.vectors import (
 
 logger = logging.getLogger(__name__)
 
+LARGE_TABLE = 1 << 20  # rows
 VECTORS, ATTRIBUTES = "vectors.npy", "attributes.tsv"
 
 
@@ -217,6 +218,11 @@ def pad_vocab(tokenizer: tokenizers.Tokenizer) -> int:
     return round_up(tokenizer.get_vocab_size(), 128)
 
 
+def pad_rows(rows: int) -> int:
+    """Of the table of entities: a large one divides over up to 4,096 devices."""
+    return round_up(rows, 4096 if rows > LARGE_TABLE else 128)
+
+
 def assemble(
     config: Config,
     kg: KG,
@@ -228,7 +234,7 @@ def assemble(
     sizes = Sizes(
         vocab=pad_vocab(vocabulary.tokenizer),
         pieces=vocabulary.tokenizer.get_vocab_size(),
-        rows=round_up(len(vocabulary.entities) + 1, 128),
+        rows=pad_rows(max(len(vocabulary.entities) + 1, config.knowledge.entity_rows)),
         relations=max(len(vocabulary.relations), 1),
         labels=max(len(labels), 1),
         entities=len(vocabulary.entities),
