@@ -128,6 +128,13 @@ class QueryTarget:
 
 
 @flax.struct.dataclass
+class Seeds:
+    """In the place of subgraphs that the step makes around them."""
+
+    entity: Array  # i32[b, m]; -1: none
+
+
+@flax.struct.dataclass
 class QueryBatch:
     """A batch of link prediction: no text, no subgraph."""
 
@@ -147,6 +154,7 @@ class Batch:
     # where knowledge.vectors asks for them vector f16[b, n, d]
     # and where knowledge.attributes has some attribute f16[b, n, 2 a]
     # edges: relation i32[b, e]; senders, receivers i32[b, e], sorted by receiver
+    # Or Seeds, of which the step makes it (knowledge.sample)
     mentions: Mentions
     targets: dict[str, Any]  # {term: struct with a weight}
     example: Array  # i32[b]: unit of its data set; -1: padding
@@ -165,6 +173,25 @@ class Names:
     owner: Array  # i32[p], rising: the entity that a piece belongs to
     count: Array  # i32[c]: pieces of each entity; 0: a spare row, never an answer
     row: Array  # i32[c]: its row in tables of entities; 0: met after training
+
+
+@flax.struct.dataclass
+class Resident:
+    """A graph on the device, of which the step takes subgraphs (kg/resident.py, models/sample.py).
+    E entities, p pairs of neighbours, t facts, R relations, all padded."""
+
+    near_start: Array  # i32[E]: neighbours of entity i are near[near_start[i] : near_start[i + 1]]
+    near: Array  # i32[2 t]: others, by (cost, id)
+    near_cost: Array  # u16[2 t]: of the cheapest step there
+    pair_start: Array  # i32[E]: likewise, into the next two; a pair is in one entity's list alone
+    pair_to: Array  # i32[p]: the other entity, rising
+    pair_fact: Array  # i32[p]: where the pair's facts begin; they end where the next one's begin
+    fact: Array  # i32[t]: r where the list's entity is the tail, r + relations where it is the head
+    relations: Array  # i32[]
+    number: Array  # i32[2 R]: the model's numbers of relations
+    nodes: dict[str, Array]  # [E, ...]: what each entity brings as a node
+    budget: Any = flax.struct.field(pytree_node=False)  # kg.subgraph.Budget
+    room: Any = flax.struct.field(pytree_node=False)  # kg.resident.Room
 
 
 def token_mask(batch: Batch) -> jax.Array:

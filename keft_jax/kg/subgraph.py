@@ -27,10 +27,11 @@ from keft_jax.config import KeftError, check
 from keft_jax.kg.store import KG
 
 _SCALE = 64  # cost units an octave
-_COST_BITS = 16  # 8 hops of at most 64 * (31 + 32)
+DEAREST = _SCALE * (31 + 32)  # cost of a step, at most
+_COST_BITS = 16  # 8 hops
 _NODE_BITS = 31  # entity ids are int32
 _CHUNK = 256  # examples at a time: their sort keys stay in the cache
-_LOOK = 16  # neighbours of a seed looked at, in budgets: enough to see what joins two seeds
+LOOK = 16  # neighbours of a seed looked at, in budgets: enough to see what joins two seeds
 _HUB = 64  # from this degree on, edges are found by pairs of kept nodes, not by listing neighbours
 
 
@@ -79,11 +80,11 @@ class _Index:
 _indices: weakref.WeakKeyDictionary[KG, _Index] = weakref.WeakKeyDictionary()
 
 
-def _octaves(count: np.ndarray) -> np.ndarray:
+def octaves(count: np.ndarray) -> np.ndarray:
     return np.rint(_SCALE * np.log2(count)).astype(np.int32)
 
 
-def _index_of(kg: KG) -> _Index:
+def index_of(kg: KG) -> _Index:
     if kg not in _indices:
         _indices[kg] = _make_index(kg)
     return _indices[kg]
@@ -91,10 +92,10 @@ def _index_of(kg: KG) -> _Index:
 
 def _make_index(kg: KG) -> _Index:
     size = kg.n_entities
-    relation_cost = _octaves(1 + np.bincount(kg.rels, minlength=kg.n_relations))
+    relation_cost = octaves(1 + np.bincount(kg.rels, minlength=kg.n_relations))
     source = np.concatenate([kg.heads, kg.tails]).astype(np.int64)
     target = np.concatenate([kg.tails, kg.heads])
-    cost = np.tile(relation_cost[kg.rels], 2) + _octaves(1 + kg.degrees)[source]
+    cost = np.tile(relation_cost[kg.rels], 2) + octaves(1 + kg.degrees)[source]
     real = source != target
     source, target, cost = source[real], target[real], cost[real]
     order = np.lexsort((cost, target, source))
@@ -143,7 +144,7 @@ def extract(kg: KG, seeds: np.ndarray, budget: Budget) -> Subgraphs:
         seed_node=np.full(seeds.shape, -1, np.int32),
         cut=np.zeros(b, bool),
     )
-    index = _index_of(kg)
+    index = index_of(kg)
     for first in range(0, b, _CHUNK):
         part = slice(first, first + _CHUNK)
         view = Subgraphs(**{name: getattr(out, name)[part] for name in Subgraphs.__annotations__})
@@ -188,7 +189,7 @@ def _take_nodes(index: _Index, seeds: np.ndarray, budget: Budget, out: Subgraphs
         if not len(parent):
             break
         start = index.offsets[entity]
-        look = room if hop else _LOOK * room
+        look = room if hop else LOOK * room
         count = np.minimum(index.offsets[entity + 1] - start, look)
         at, owner = _ranges(start, count)
         key = parent << (_NODE_BITS + _COST_BITS)
@@ -202,7 +203,7 @@ def _take_nodes(index: _Index, seeds: np.ndarray, budget: Budget, out: Subgraphs
         best = key[opens] & ((1 << _COST_BITS) - 1)
         fresh = best > 0
         pair, best, ways = pair[opens][fresh], best[fresh], ways[fresh]
-        best = np.maximum(best - _octaves(ways), 1)
+        best = np.maximum(best - octaves(ways), 1)
 
         key = (pair >> _NODE_BITS) << (_NODE_BITS + _COST_BITS) | best << _NODE_BITS
         key |= pair & ((1 << _NODE_BITS) - 1)
