@@ -63,6 +63,7 @@ def make_explainer(trainer: Trainer) -> Callable[[Any, Dataset, int], Explanatio
         length = parts.config.data.buckets[-1]
         one = dataset.batch(length, np.array([number]))
         seeds, knowledge = dataset.seeds[[number]], dataset.knowledge
+        one = knowledge.show(one, *dataset.row)
         count, names = int(one.graph.n_node[0, 0]), knowledge.kg.names
         nodes = [names[e] for e in one.graph.nodes["entity"][0, :count]]
         mentioned = [bool(m) for m in one.graph.nodes["mention"][0, :count]]

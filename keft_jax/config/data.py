@@ -252,6 +252,10 @@ class KnowledgeConfig:
     """Edge budget of a subgraph; a fact takes two, one for each direction."""
     mentions: int = 4
     """Mentions of a text that get an anchor."""
+    sample: Literal["host", "device"] = "host"
+    """Where subgraphs are made, the same ones. host: once for each example, and shipped with every
+    batch. device: inside the step, from the whole graph in the device's memory; a batch brings the
+    linked entities alone."""
     name_pieces: int = 12
     """Word pieces of an entity's name that the model reads."""
     vectors: Literal["none", "name", "description"] = "none"

@@ -16,13 +16,14 @@ import numpy as np
 import tokenizers
 
 from keft_jax.config import KeftError, KnowledgeConfig
-from keft_jax.data.batch import Batch, Mentions, Names, take
+from keft_jax.data.batch import Batch, Mentions, Names, Resident, Seeds, take
 from keft_jax.data.inject import choose_facts, cover_facts, write_facts
 from keft_jax.data.rows import ROWS
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens, encode
 from keft_jax.kg.attributes import Attributes
 from keft_jax.kg.linking.string import Mention, StringLinker
+from keft_jax.kg.resident import Room, lay_out, refuse_large
 from keft_jax.kg.store import KG, Triple
 from keft_jax.kg.subgraph import Budget, Subgraphs, extract
 from keft_jax.kg.verbalise import Writer
@@ -109,6 +110,7 @@ class Knowledge:
         self._drawn: tuple[tuple[str, int], KG] | None = None
         self._described: tuple[tuple[str, int], np.ndarray] | None = None
         self._writer: tuple[tuple[str, int], Writer] | None = None
+        self._room: Room | None = None
 
     def link(self, examples: Sequence[Example]) -> list[list[Mention]]:
         """Mentions given in the data are taken as they are; else names are looked for."""
@@ -145,10 +147,35 @@ class Knowledge:
         relation = self._relations[kg.rels] if spec.relations else np.zeros_like(kg.rels)
         return np.stack([self._rows[kg.heads], relation, self._rows[kg.tails]], 1).astype(np.int32)
 
+    @property
+    def budget(self) -> Budget:
+        return Budget(nodes=self.config.nodes, edges=self.config.edges, hops=self.config.hops)
+
+    def resident(self, row: str, seed: int) -> Resident:
+        """The graph that a row reads, and what it tells of each entity, for the step to take
+        subgraphs of. Rows differ in its arrays alone. Raises KeftError where it is too large."""
+        spec, kg = ROWS[row], self.graph_of(row, seed)
+        if self._room is None and kg is not self.kg:
+            self._room, _ = lay_out(self.kg)
+        room, arrays = lay_out(
+            kg, neighbours=spec.neighbours, edges=spec.edges, room=self._room
+        )
+        self._room = room
+        refuse_large(self.budget, self.config.mentions, room)
+        told = {"row": self.row_numbers, **self.describe(np.arange(kg.n_entities), row, seed)}
+        number = np.zeros(2 * room.relations, np.int32)
+        number[: 2 * kg.n_relations] = self._numbers(row)
+
+        def pad(x: np.ndarray) -> np.ndarray:
+            return np.pad(x, [(0, room.entities - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+        nodes = {name: pad(x) for name, x in told.items()}
+        return Resident(**arrays, number=number, nodes=nodes, budget=self.budget, room=room)
+
     def subgraphs(self, seeds_bm: np.ndarray, row: str, seed: int) -> Subgraphs:
         """The part of the graph that a row of the gain table is given."""
-        spec, c = ROWS[row], self.config
-        budget = Budget(nodes=c.nodes, edges=c.edges, hops=c.hops if spec.neighbours else 0)
+        spec, budget = ROWS[row], self.budget
+        budget = replace(budget, hops=budget.hops if spec.neighbours else 0)
         seeds_bm = seeds_bm if spec.mentions else np.full_like(seeds_bm, -1)
         out = extract(self.graph_of(row, seed), seeds_bm, budget)
         if not spec.edges:
@@ -162,11 +189,7 @@ class Knowledge:
     def graph(self, sub: Subgraphs, row: str) -> jraph.GraphsTuple:
         """Subgraphs in the model's numbers, padded by jraph's convention."""
         b, n = sub.entity.shape
-        known, inverse = len(self.vocabulary.relations), self.kg.n_relations
-        number = np.append(self._relations, self._relations + known)
-        relation = number[sub.relation] if inverse else sub.relation
-        if not ROWS[row].relations:  # the direction is structure, and stays
-            relation = np.where(sub.relation >= inverse, known, 0)
+        relation = self._numbers(row)[sub.relation] if self.kg.n_relations else sub.relation
         mention = np.zeros((b, n), np.int32)
         at = sub.seed_node >= 0
         mention[np.nonzero(at)[0], sub.seed_node[at]] = 1
@@ -176,13 +199,30 @@ class Knowledge:
                 "row": self._rows[sub.entity],
                 "mention": mention,
             },
-            edges={"relation": relation.astype(np.int32)},
+            edges={"relation": relation},
             senders=np.ascontiguousarray(sub.senders),
             receivers=np.ascontiguousarray(sub.receivers),
             n_node=np.stack([sub.n_node, n - sub.n_node], 1).astype(np.int32),
             n_edge=np.stack([sub.n_edge, sub.senders.shape[1] - sub.n_edge], 1).astype(np.int32),
             globals=None,
         )
+
+    def _numbers(self, row: str) -> np.ndarray:
+        """i32[2 relations of the graph]: the model's, along and against the arrow."""
+        own = self._relations
+        if not ROWS[row].relations:  # the direction is structure, and stays
+            own = np.zeros_like(own)
+        return np.append(own, own + len(self.vocabulary.relations)).astype(np.int32)
+
+    def show(self, batch: Batch, row: str, seed: int) -> Batch:
+        """The batch with the subgraphs that the step makes of it, where the step does."""
+        if not isinstance(batch.graph, Seeds):
+            return batch
+        sub = self.subgraphs(batch.graph.entity, row, seed)
+        graph = self.graph(sub, row)
+        nodes = graph.nodes | self.describe(sub.entity, row, seed)
+        mentions = dataclasses.replace(batch.mentions, node=sub.seed_node)
+        return dataclasses.replace(batch, graph=graph._replace(nodes=nodes), mentions=mentions)
 
     def describe(self, entity_bn: np.ndarray, row: str, seed: int) -> dict[str, np.ndarray]:
         """What a row tells of each node itself (-1: padding): pieces i32[b, n, p] of its name, its
@@ -257,7 +297,7 @@ class Dataset:
     lengths: np.ndarray  # i32[U] tokens, of a unit's longest text
     mentions: list[list[Mention]]  # R: linked in each text
     seeds: np.ndarray  # i32[R, m] linked entities, -1: none
-    cut: np.ndarray  # bool[R]: a budget cut this subgraph
+    cut: np.ndarray  # bool[R]: a budget cut this subgraph; not known where the step makes it
     table: Batch  # of all R texts, its nodes without their pieces and vectors
     truncated: int  # texts longer than the last bucket
     rest: Dataset | None = None  # texts without labels beside them (data/unlabelled.py)
@@ -302,8 +342,9 @@ class Dataset:
             at = indices[:, None] * self.each + np.arange(self.each)
             indices = np.where(indices[:, None] >= 0, at, -1).ravel()
         out = take(self.table, indices)
-        nodes = out.graph.nodes | self.knowledge.describe(out.graph.nodes["entity"], *self.row)
-        out = dataclasses.replace(out, graph=out.graph._replace(nodes=nodes))
+        if not isinstance(out.graph, Seeds):
+            nodes = out.graph.nodes | self.knowledge.describe(out.graph.nodes["entity"], *self.row)
+            out = dataclasses.replace(out, graph=out.graph._replace(nodes=nodes))
         arrays = {name: getattr(out, name) for name in ("tokens", "types", "position", "branch")}
         cut = {name: x[:, :length] for name, x in arrays.items() if x is not None}
         return dataclasses.replace(out, **cut)
@@ -382,10 +423,16 @@ def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dat
     longest row, so that all rows have the same shapes."""
     if dataset.rest is not None:
         dataset = replace(dataset, rest=with_row(dataset.rest, knowledge, row, seed))
-    sub = knowledge.subgraphs(dataset.seeds, row, seed)
     table = knowledge.write(dataset.table, dataset.seeds, row, seed)
-    mentions = dataclasses.replace(table.mentions, node=sub.seed_node.astype(np.int32))
-    table = dataclasses.replace(table, graph=knowledge.graph(sub, row), mentions=mentions)
+    nothing = np.full_like(dataset.seeds, -1)
+    if knowledge.config.sample == "host":
+        sub = knowledge.subgraphs(dataset.seeds, row, seed)
+        graph, node, cut = knowledge.graph(sub, row), sub.seed_node, sub.cut
+    else:
+        graph = Seeds(dataset.seeds if ROWS[row].mentions else nothing)
+        node, cut = nothing, np.zeros_like(dataset.cut)
+    mentions = dataclasses.replace(table.mentions, node=node)
+    table = dataclasses.replace(table, graph=graph, mentions=mentions)
     lengths = cover_facts(table, dataset.seeds, knowledge.config)
     return replace(
         dataset,
@@ -393,5 +440,5 @@ def with_row(dataset: Dataset, knowledge: Knowledge, row: str, seed: int) -> Dat
         row=(row, seed),
         lengths=lengths.reshape(-1, dataset.each).max(1),
         table=table,
-        cut=sub.cut,
+        cut=cut,
     )

@@ -73,9 +73,7 @@ def lay_out(
         longest=pad_size(int(pairs.max(initial=0))),
     )
     if room is not None:
-        own = Room(
-            *(max(sizes) for sizes in zip(vars(own).values(), vars(room).values(), strict=True))
-        )
+        own = Room(*map(max, astuple(own), astuple(room)))
     if 2 * own.triples >= 1 << 31:
         raise KeftError(
             f"knowledge.sample = 'device': a graph of {kg.n_triples:,} facts; 2^30 are the most, "

@@ -139,7 +139,8 @@ def _sort(x: jax.Array, y: jax.Array, most_x: int, most_y: int) -> tuple[jax.Arr
     """By x, then y; as one number where both fit, which sorts several times as fast."""
     shift = most_y.bit_length()
     if most_x.bit_length() + shift > 32:
-        return jax.lax.sort((x, y), num_keys=2)
+        x, y = jax.lax.sort((x, y), num_keys=2)
+        return x, y
     both = jax.lax.sort(x.astype(jnp.uint32) << shift | y.astype(jnp.uint32))
     return (both >> shift).astype(jnp.int32), (both & ((1 << shift) - 1)).astype(jnp.int32)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keft_jax.config import KeftError
+from keft_jax.data.batch import Seeds
 from keft_jax.data.features import Dataset
 from keft_jax.data.source import Example
 from keft_jax.data.triples import fingerprint_triples
@@ -34,11 +35,11 @@ def cover(dataset: Any, parts: AnyParts) -> dict[str, Any]:
     """
     if isinstance(parts, TripleParts):
         return parts.cover(dataset)
-    count = max(len(dataset), 1)
+    count, sub = max(len(dataset), 1), _subgraphs(dataset)
     out: dict[str, Any] = {
         "examples": len(dataset),
         "linked": float(dataset.linked.sum() / count),
-        "cut": float(dataset.any_of(dataset.cut).sum() / count),
+        "cut": float(dataset.any_of(sub.cut).sum() / count),
         "truncated": dataset.truncated,
     }
     if parts.config.task.kind != "kgqa":
@@ -48,7 +49,7 @@ def cover(dataset: Any, parts: AnyParts) -> dict[str, Any]:
     for example in dataset.examples:
         ids = [kg.find(name) for name in example.answers]
         answers.append({-1 - at if i is None else i for at, i in enumerate(ids)})
-    found = survival(_subgraphs(dataset), answers, kg, parts.config.knowledge.hops)
+    found = survival(sub, answers, kg, parts.config.knowledge.hops)
     return out | {
         "answers_in_graph": found["in_graph"],
         "answers_near": found["near"],
@@ -60,6 +61,8 @@ def cover(dataset: Any, parts: AnyParts) -> dict[str, Any]:
 
 def _subgraphs(dataset: Dataset) -> Subgraphs:
     graph = dataset.table.graph
+    if isinstance(graph, Seeds):
+        return dataset.knowledge.subgraphs(dataset.seeds, *dataset.row)
     return Subgraphs(
         entity=graph.nodes["entity"],
         n_node=graph.n_node[:, 0],

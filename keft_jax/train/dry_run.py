@@ -40,6 +40,8 @@ def dry_run(config: Config) -> dict[str, Any]:
     for name, value in costs.items():
         console.print(f"{name:<32}{value:>12,.1f}")
     console.print("\nthe first batch begins:")
+    if isinstance(parts, Parts):
+        batch = parts.knowledge.show(batch, *train.row)
     for place, index in enumerate(indices[:SHOWN]):
         example = train.source(index)
         shown = (

@@ -15,6 +15,7 @@ from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example
 from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.parts import Parts
+from keft_jax.train.resident import reside
 from keft_jax.train.step import compile_eval_step, make_eval_step
 
 Read = Callable[[Any, Any], dict[str, jax.Array]]
@@ -54,6 +55,7 @@ class Evaluator:
         """What a compiled step makes of each unit of a split, in its order. Raises NotFiniteError
         where the model's outputs are no numbers: a metric would count them as merely wrong."""
         buckets, frozen = self.parts.config.data.buckets, {"names": self.names}
+        frozen |= reside(dataset.knowledge, self.mesh, *dataset.row)
         out = []
         for length, indices in eval_batches(dataset.lengths, self.batch, buckets):
             out.append(step(params, frozen, self.put(dataset.batch(length, indices))))

@@ -30,6 +30,7 @@ from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
 from keft_jax.train.parts import Parts
 from keft_jax.train.ranking import Ranker
+from keft_jax.train.resident import reside
 from keft_jax.train.rows import at, without
 from keft_jax.train.start import complete
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
@@ -119,7 +120,11 @@ class Trainer(Generic[P]):
         peak = self.parts.config.optim.learning_rate if learning_rate is None else learning_rate
         own = {"learning_rate": np.float32(peak), **self.given.frozen(*self._row_of(data))}
         own = jax.device_put(own, replicated(self.mesh))
-        return {**self._beside, **own, **self._teacher}
+        graph: dict[str, Any] = {}
+        if isinstance(self.parts, Parts):
+            knowledge = getattr(data, "knowledge", self.parts.knowledge)
+            graph = reside(knowledge, self.mesh, *self._row_of(data))
+        return {**self._beside, **own, **self._teacher, **graph}
 
     def _row_of(self, data: Any) -> tuple[str, int]:
         config = self.parts.config

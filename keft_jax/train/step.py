@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from keft_jax.config import OptimConfig
 from keft_jax.data.batch import Batch
 from keft_jax.models.functional import Model
+from keft_jax.models.sample import surround
 from keft_jax.sharding import MESH_AXES, batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
 from keft_jax.train.exchange import Exchange
@@ -31,7 +32,8 @@ def make_train_step(
     config: OptimConfig,
     exchange: Exchange | None = None,
 ) -> Callable[[State, Frozen, Batch], tuple[State, Metrics]]:
-    """`frozen` holds `learning_rate` (the peak), `names`, and whatever the terms read. exchange:
+    """`frozen` holds `learning_rate` (the peak), `names`, `graph` where the step makes subgraphs of
+    it, and whatever the terms read. exchange:
     how rows of tables move between chips; None: as the partitioner has it."""
 
     accumulate, rising = config.accumulate, schedule(config)
@@ -108,6 +110,7 @@ def make_train_step(
 
     def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        batch, frozen = surround(batch, frozen)
         if config.ema:
             frozen = {**frozen, "ema": state.ema}
         frozen = {**frozen, "done": state.step / max(config.steps - 1, 1)}
@@ -152,6 +155,7 @@ def make_eval_step(
     made of logits and target; None: the task's score."""
 
     def eval_step(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
+        batch, frozen = surround(batch, frozen)
         batch = task.prepare(batch, None, frozen)
         output = model.apply(params, batch, frozen["names"], head=task.term)
         target = batch.targets[task.term]
