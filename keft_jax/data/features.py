@@ -16,14 +16,13 @@ import numpy as np
 import tokenizers
 
 from keft_jax.config import KeftError, KnowledgeConfig
-from keft_jax.data.batch import Batch, Mentions, Names, Resident, Seeds, take
+from keft_jax.data.batch import Batch, Mentions, Names, Seeds, take
 from keft_jax.data.inject import choose_facts, cover_facts, write_facts
 from keft_jax.data.rows import ROWS
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens, encode
 from keft_jax.kg.attributes import Attributes
 from keft_jax.kg.linking.string import Mention, StringLinker
-from keft_jax.kg.resident import Room, lay_out, refuse_large
 from keft_jax.kg.store import KG, Triple
 from keft_jax.kg.subgraph import Budget, Subgraphs, extract
 from keft_jax.kg.verbalise import Writer
@@ -110,7 +109,6 @@ class Knowledge:
         self._drawn: tuple[tuple[str, int], KG] | None = None
         self._described: tuple[tuple[str, int], np.ndarray] | None = None
         self._writer: tuple[tuple[str, int], Writer] | None = None
-        self._room: Room | None = None
 
     def link(self, examples: Sequence[Example]) -> list[list[Mention]]:
         """Mentions given in the data are taken as they are; else names are looked for."""
@@ -151,27 +149,6 @@ class Knowledge:
     def budget(self) -> Budget:
         return Budget(nodes=self.config.nodes, edges=self.config.edges, hops=self.config.hops)
 
-    def resident(self, row: str, seed: int) -> Resident:
-        """The graph that a row reads, and what it tells of each entity, for the step to take
-        subgraphs of. Rows differ in its arrays alone. Raises KeftError where it is too large."""
-        spec, kg = ROWS[row], self.graph_of(row, seed)
-        if self._room is None and kg is not self.kg:
-            self._room, _ = lay_out(self.kg)
-        room, arrays = lay_out(
-            kg, neighbours=spec.neighbours, edges=spec.edges, room=self._room
-        )
-        self._room = room
-        refuse_large(self.budget, self.config.mentions, room)
-        told = {"row": self.row_numbers, **self.describe(np.arange(kg.n_entities), row, seed)}
-        number = np.zeros(2 * room.relations, np.int32)
-        number[: 2 * kg.n_relations] = self._numbers(row)
-
-        def pad(x: np.ndarray) -> np.ndarray:
-            return np.pad(x, [(0, room.entities - len(x))] + [(0, 0)] * (x.ndim - 1))
-
-        nodes = {name: pad(x) for name, x in told.items()}
-        return Resident(**arrays, number=number, nodes=nodes, budget=self.budget, room=room)
-
     def subgraphs(self, seeds_bm: np.ndarray, row: str, seed: int) -> Subgraphs:
         """The part of the graph that a row of the gain table is given."""
         spec, budget = ROWS[row], self.budget
@@ -189,7 +166,7 @@ class Knowledge:
     def graph(self, sub: Subgraphs, row: str) -> jraph.GraphsTuple:
         """Subgraphs in the model's numbers, padded by jraph's convention."""
         b, n = sub.entity.shape
-        relation = self._numbers(row)[sub.relation] if self.kg.n_relations else sub.relation
+        relation = self.numbers(row)[sub.relation] if self.kg.n_relations else sub.relation
         mention = np.zeros((b, n), np.int32)
         at = sub.seed_node >= 0
         mention[np.nonzero(at)[0], sub.seed_node[at]] = 1
@@ -207,7 +184,7 @@ class Knowledge:
             globals=None,
         )
 
-    def _numbers(self, row: str) -> np.ndarray:
+    def numbers(self, row: str) -> np.ndarray:
         """i32[2 relations of the graph]: the model's, along and against the arrow."""
         own = self._relations
         if not ROWS[row].relations:  # the direction is structure, and stays

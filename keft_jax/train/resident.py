@@ -11,6 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keft_jax.data.batch import Resident
 from keft_jax.data.features import Knowledge
+from keft_jax.data.rows import ROWS
+from keft_jax.kg.resident import Room, lay_out, refuse_large
 from keft_jax.models.sample import GRAPH
 from keft_jax.sharding import MESH_AXES, replicated
 
@@ -30,9 +32,36 @@ def reside(knowledge: Knowledge, mesh: Mesh, row: str, seed: int) -> dict[str, R
         return {}
     key, kept = (mesh, row, seed), _kept.get(knowledge)
     if kept is None or kept[0] != key:
+        room = kept[1].room if kept else None
+        kept = None
         _kept.pop(knowledge, None)  # before there is another one
-        kept = _kept[knowledge] = key, put(knowledge.resident(row, seed), mesh)
+        kept = _kept[knowledge] = key, put(make_resident(knowledge, row, seed, room), mesh)
     return {GRAPH: kept[1]}
+
+
+def make_resident(
+    knowledge: Knowledge, row: str, seed: int, room: Room | None = None
+) -> Resident:
+    """On the host: the graph that a row reads, and what it tells of each entity. Rows differ in the
+    arrays alone, so a drawn graph has room for what the graph itself has (`room`, where known)."""
+    spec, kg, budget = ROWS[row], knowledge.graph_of(row, seed), knowledge.budget
+    if room is None and kg is not knowledge.kg:
+        room, _ = lay_out(knowledge.kg)
+    room, arrays = lay_out(kg, neighbours=spec.neighbours, edges=spec.edges, room=room)
+    refuse_large(budget, knowledge.config.mentions, room)
+
+    def pad(x: np.ndarray, size: int) -> np.ndarray:
+        return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+    told = knowledge.describe(np.arange(kg.n_entities), row, seed)
+    told["row"] = knowledge.row_numbers
+    return Resident(
+        **arrays,
+        number=pad(knowledge.numbers(row), 2 * room.relations),
+        nodes={name: pad(x, room.entities) for name, x in told.items()},
+        budget=budget,
+        room=room,
+    )
 
 
 def put(graph: Resident, mesh: Mesh) -> Resident:
