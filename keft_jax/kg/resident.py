@@ -81,7 +81,7 @@ def lay_out(
         )
 
     def pad(x: np.ndarray, size: int, dtype: type = np.int32) -> np.ndarray:
-        out = np.full(size, x[-1] if len(x) else 0, dtype)
+        out: np.ndarray = np.full(size, x[-1] if len(x) else 0, dtype)
         out[: len(x)] = x
         return out
 
@@ -96,7 +96,7 @@ def lay_out(
         "pair_to": pad(other[fact], own.triples),
         "pair_fact": pad(np.append(fact, kg.n_triples), own.triples),
         "fact": pad(label, own.triples),
-        "relations": np.int32(kg.n_relations),
+        "relations": np.array(kg.n_relations, np.int32),
     }
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from keft_jax.config import KeftError
 from keft_jax.data.batch import Batch
-from keft_jax.data.features import Dataset, round_up
+from keft_jax.data.features import Dataset
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example
+from keft_jax.data.vocabulary import round_up
 from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.parts import Parts
 from keft_jax.train.resident import reside

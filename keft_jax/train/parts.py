@@ -21,9 +21,7 @@ from keft_jax.config import REST, Config, KeftError, from_json, to_json
 from keft_jax.data.features import (
     Dataset,
     Knowledge,
-    Vocabulary,
     make_dataset,
-    round_up,
     with_row,
 )
 from keft_jax.data.generators import GENERATORS
@@ -32,6 +30,7 @@ from keft_jax.data.splits import Splits, read_splits, split_path
 from keft_jax.data.tfds import PREFIX
 from keft_jax.data.tokenize import load_tokenizer, save_tokenizer, train_wordpiece
 from keft_jax.data.unlabelled import mix
+from keft_jax.data.vocabulary import Vocabulary, round_up
 from keft_jax.files import write_atomic
 from keft_jax.kg.attributes import Attributes, read_attributes
 from keft_jax.kg.io import build_kg

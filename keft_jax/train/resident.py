@@ -39,9 +39,7 @@ def reside(knowledge: Knowledge, mesh: Mesh, row: str, seed: int) -> dict[str, R
     return {GRAPH: kept[1]}
 
 
-def make_resident(
-    knowledge: Knowledge, row: str, seed: int, room: Room | None = None
-) -> Resident:
+def make_resident(knowledge: Knowledge, row: str, seed: int, room: Room | None = None) -> Resident:
     """On the host: the graph that a row reads, and what it tells of each entity. Rows differ in the
     arrays alone, so a drawn graph has room for what the graph itself has (`room`, where known)."""
     spec, kg, budget = ROWS[row], knowledge.graph_of(row, seed), knowledge.budget

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError, to_json
-from keft_jax.data.features import round_up
+from keft_jax.data.vocabulary import round_up
 from keft_jax.data.splits import Splits
 from keft_jax.data.triples import (
     Known,
