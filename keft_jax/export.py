@@ -27,8 +27,8 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError, KnowledgeConfig, MeshConfig
-from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.data.tokenize import save_for_transformers
+from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.files import write_atomic
 from keft_jax.kg.embeddings import write_embeddings
 from keft_jax.kg.store import KG

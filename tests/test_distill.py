@@ -25,8 +25,8 @@ from keft_jax.config import (
     ScheduleConfig,
     TaskConfig,
 )
-from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.data.tokenize import train_wordpiece
+from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.export import export, load_export
 from keft_jax.kg.attributes import read_attributes
 from keft_jax.kg.store import KG

@@ -10,9 +10,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from keft_jax.config import Config
-from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import SPECIAL
+from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.kg.store import KG
 from keft_jax.train.parts import Parts, assemble
 
