@@ -43,11 +43,15 @@ class Predictor:
         return self._own.knowledge.kg
 
     def _on(self, kg: KG | None) -> tuple[Evaluator, Step]:
-        """The compiled functions for a graph: of evaluation and of prediction."""
+        """The compiled functions for a graph: of evaluation and of prediction. All graphs of about
+        one size share them."""
         key = "" if kg is None else kg.hash
-        if key not in self._ready:
-            evaluator = Evaluator(self._own if kg is None else self._own.with_kg(kg))
+        if key not in self._ready and kg is None:
+            evaluator = Evaluator(self._own)
             self._ready[key] = evaluator, evaluator.compile(evaluator.parts.task.guess)
+        elif key not in self._ready:
+            evaluator, guess = self._on(None)
+            self._ready[key] = evaluator.over(self._own.with_kg(kg)), guess
         return self._ready[key]
 
     def predict(

@@ -127,8 +127,7 @@ class AsGiven(OneRow):
 
     def guess(self, logits: jax.Array, target: Any) -> dict[str, jax.Array]:
         del target
-        # Behind the entities of a graph stand spare rows, which are never an answer.
-        best = jax.lax.top_k(jax.nn.softmax(logits), min(MOST, len(self.choices)))
+        best = jax.lax.top_k(jax.nn.softmax(logits), min(MOST, logits.shape[-1]))
         return dict(zip(("p", "id"), best, strict=True))
 
     def answers(self, rows: Rows, dataset: Dataset, top: int) -> list[dict[str, Any]]:
@@ -136,6 +135,9 @@ class AsGiven(OneRow):
         names that together are the answer."""
         out = []
         for ids, values in zip(rows["id"], rows["p"], strict=True):
+            # Behind the entities of a graph stand spare rows, which are never an answer.
+            real = [i < len(self.choices) for i in ids]
+            ids, values = ids[real], values[real]
             pairs = [(self.choices[int(i)], float(p)) for i, p in zip(ids, values, strict=True)]
             least = self.set_threshold * pairs[0][1]
             out.append(ranked(pairs[:top], [name for name, p in pairs if p >= least]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,13 @@ class Evaluator:
         self.batch = round_up(config.eval.batch, ways)
         self.names = parts.frozen(self.mesh)["names"]
         self._score = self.compile(parts.task.score)
+
+    def over(self, parts: Parts) -> Evaluator:
+        """The same compiled steps over the graph of `parts`, made by `with_kg` of these: its arrays
+        take the place of the old ones. Where they are of other shapes a step is compiled anew."""
+        other = copy.copy(self)
+        other.parts, other.names = parts, parts.frozen(self.mesh)["names"]
+        return other
 
     def compile(self, read: Read) -> Step:
         """The step that makes `read(logits, target)` of a batch."""
