@@ -28,22 +28,23 @@ from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import LayerNorm, Linear, gelu, glorot, look_up
 from keft_jax.sharding import platform
 
-DENSE_LIMIT = 200  # nodes; beyond it, and on a CPU, one-hot matmuls cost more than segment sums
+DENSE_LIMIT = 200  # nodes; beyond it a batched adjacency costs more than segment sums
 
 
 class Edges:
-    """Moves values between nodes [b, n, ...] and edges [b, e, ...]. Dense: by matmuls with the
-    one-hot incidence and the batched adjacency made of it (no scatter, deterministic). Else by
-    jraph's segment operations."""
+    """Moves values between nodes [b, n, ...] and edges [b, e, ...], and states along the edges.
+    Dense: states by the batched adjacency; on accelerators all values by matmuls with the one-hot
+    incidence too (no scatter, deterministic). Else by jraph's segment operations."""
 
     def __init__(self, graph: jraph.GraphsTuple, compute: str):
         self.nodes = graph.nodes["entity"].shape[1]
         self.mask_be, self.node_mask_bn = edge_mask(graph), node_mask(graph)
         self.senders, self.receivers = graph.senders, graph.receivers
         self.relation_be = graph.edges["relation"]
-        small = self.nodes <= DENSE_LIMIT and platform() != "cpu"
+        small = self.nodes <= DENSE_LIMIT
         self.dense = compute == "dense" or (compute == "auto" and small)
-        if self.dense:
+        self.one_hot = self.dense and platform() != "cpu"  # which gathers fast, and adds one by one
+        if self.one_hot:
             self.sent_ben = jax.nn.one_hot(self.senders, self.nodes)
             self.received_ben = jax.nn.one_hot(self.receivers, self.nodes)
 
@@ -53,14 +54,14 @@ class Edges:
         return jax.vmap(lambda x, i: x[i])(x, ids)
 
     def at_senders(self, x: jax.Array) -> jax.Array:
-        return self._gather(x, self.sent_ben if self.dense else None, self.senders)
+        return self._gather(x, self.sent_ben if self.one_hot else None, self.senders)
 
     def at_receivers(self, x: jax.Array) -> jax.Array:
-        return self._gather(x, self.received_ben if self.dense else None, self.receivers)
+        return self._gather(x, self.received_ben if self.one_hot else None, self.receivers)
 
     def sum_at_receivers(self, x: jax.Array) -> jax.Array:
         """[b, e, ...] -> [b, n, ...], summed in float32; the caller zeroes padding edges."""
-        if self.dense:
+        if self.one_hot:
             one_hot = self.received_ben.astype(x.dtype)
             y = jnp.einsum(
                 "ben,be...->bn...", one_hot, x, precision="highest", preferred_element_type="f4"
@@ -69,24 +70,43 @@ class Edges:
         add = lambda x, i: jraph.segment_sum(x, i, self.nodes, indices_are_sorted=True)  # noqa: E731
         return jax.vmap(add)(x.astype(jnp.float32), self.receivers).astype(x.dtype)
 
-    def propagate(self, x_bnhk: jax.Array, coefficient_beh: jax.Array) -> jax.Array:
-        """Sum over edges (u, v) of coefficient * x[u], at v: [b, n, h, k]. Dense: by the batched
-        adjacency of the coefficients, parallel edges summed."""
-        coefficient_beh = coefficient_beh.astype(x_bnhk.dtype)
+    def propagate(
+        self, x_bnhk: jax.Array, coefficient_beh: jax.Array, own_bnh: jax.Array
+    ) -> jax.Array:
+        """Sum over edges (u, v) of coefficient * x[u], and own * x[v], at v: [b, n, h, k]."""
+        coefficient_beh, own_bnh = (c.astype(x_bnhk.dtype) for c in (coefficient_beh, own_bnh))
         if not self.dense:
-            return self.sum_at_receivers(self.at_senders(x_bnhk) * coefficient_beh[..., None])
-        adjacency_bhrs = jnp.einsum(
-            "beh,ber,bes->bhrs",
-            coefficient_beh,
-            self.received_ben.astype(x_bnhk.dtype),
-            self.sent_ben.astype(x_bnhk.dtype),
-            precision="highest",
-        )
-        return jnp.einsum("bhrs,bshk->brhk", adjacency_bhrs, x_bnhk, precision="highest")
+            sent = self.at_senders(x_bnhk) * coefficient_beh[..., None]
+            return self.sum_at_receivers(sent) + x_bnhk * own_bnh[..., None]
+        adjacency_bhrs = self.adjacency(coefficient_beh, own_bnh)
+        y_bhrk = jnp.matmul(adjacency_bhrs, x_bnhk.swapaxes(1, 2), precision="highest")
+        return y_bhrk.swapaxes(1, 2)
+
+    def adjacency(self, coefficient_beh: jax.Array, own_bnh: jax.Array) -> jax.Array:
+        """The coefficients as matrices [b, h, receiver, sender], parallel edges summed, with
+        `own` on the diagonal."""
+        if self.one_hot:
+            one_hot = (x.astype(coefficient_beh.dtype) for x in (self.received_ben, self.sent_ben))
+            edges = jnp.einsum("beh,ber,bes->bhrs", coefficient_beh, *one_hot, precision="highest")
+            return (
+                edges + jnp.eye(self.nodes, dtype=edges.dtype) * own_bnh.swapaxes(1, 2)[..., None]
+            )
+        each = jnp.arange(self.nodes)
+
+        def place(values_i: jax.Array, receivers: jax.Array, senders: jax.Array) -> jax.Array:
+            square = jnp.zeros((self.nodes,) * 2, values_i.dtype)
+            return square.at[append(receivers), append(senders)].add(values_i)
+
+        def append(ids: jax.Array) -> jax.Array:
+            return jnp.concatenate([ids, each])
+
+        values_bih = jnp.concatenate([coefficient_beh, own_bnh], 1)
+        heads = jax.vmap(place, (1, None, None))
+        return jax.vmap(heads)(values_bih, self.receivers, self.senders)
 
     def max_at_receivers(self, x: jax.Array) -> jax.Array:
         """[b, e, h] -> [b, n, h]; -inf where no edge arrives."""
-        if self.dense:
+        if self.one_hot:
             return jnp.where(self.received_ben[..., None] > 0, x[:, :, None], -jnp.inf).max(1)
         return jax.vmap(lambda x, i: jraph.segment_max(x, i, self.nodes))(x, self.receivers)
 
@@ -103,7 +123,7 @@ class Edges:
     def degrees(self) -> tuple[jax.Array, jax.Array]:
         """(out, in) f32[b, n], self-edge counted."""
         ones = self.mask_be.astype(jnp.float32)
-        if self.dense:
+        if self.one_hot:
             out, into = (
                 jnp.einsum("ben,be->bn", x, ones) for x in (self.sent_ben, self.received_ben)
             )
@@ -166,7 +186,7 @@ class GraphLayer(nnx.Module):
         value_bnhk = self.value(x_bnw)
         gate_be1 = jnp.where(edges.mask_be, gate_be, 0)[..., None]
         coefficient_beh, own_bnh = self._coefficients(value_bnhk, edges, gate_be1)
-        y = edges.propagate(value_bnhk, coefficient_beh)
+        y = edges.propagate(value_bnhk, coefficient_beh, own_bnh)
         if self.kind == "rgat":
             relation = look_up(use(self.relation_value), edges.relation_be)
             relation = relation.reshape(*relation.shape[:2], *value_bnhk.shape[2:])
@@ -174,7 +194,6 @@ class GraphLayer(nnx.Module):
             y = y + edges.sum_at_receivers(weighted.astype(y.dtype))
         if self.kind == "rgcn":
             return y.sum(2) + self.own(x_bnw) + use(self.bias).astype(y.dtype)
-        y = y + value_bnhk * own_bnh[..., None].astype(y.dtype)
         return y.reshape(x_bnw.shape) + use(self.bias).astype(y.dtype)
 
     def _coefficients(
@@ -187,7 +206,7 @@ class GraphLayer(nnx.Module):
             basis = look_up(use(self.relation_basis), edges.relation_be)
             _, in_degree = edges.degrees()
             scale = edges.at_receivers(1 / in_degree[..., None])
-            return basis * scale * gate_be1, jnp.zeros(())
+            return basis * scale * gate_be1, jnp.zeros(value_bnhk.shape[:3])
         value32 = value_bnhk.astype(jnp.float32)
         sent = jnp.einsum("bnhk,hk->bnh", value32, use(self.sent))
         received = jnp.einsum("bnhk,hk->bnh", value32, use(self.received))
