@@ -148,6 +148,12 @@ def platform() -> str:
     return _platform.get() or jax.default_backend()
 
 
+def batch_ways() -> int:
+    """Devices that the batch of what is being traced is cut over."""
+    mesh = _active.get()
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains an activation whose axes have these names; the identity on one device."""
     mesh = _active.get()

@@ -169,6 +169,10 @@ class DataConfig:
     """Training examples drawn for each seed. 0: all."""
     buckets: tuple[int, ...] = (64,)
     """At most three text lengths in tokens; one compilation for each."""
+    pack: int = 0
+    """Training texts stand one behind another in rows of so many tokens; each reads itself alone,
+    and batches hold hardly any padding. 0: a row for each text, padded to the bucket that holds
+    it. Evaluation always does the latter."""
     vocab: str = ""
     """A tokenizer.json to use. Empty: a WordPiece vocabulary trained on the training text."""
     vocab_size: int = 8000
@@ -218,6 +222,13 @@ class DataConfig:
             "data.select",
             self.select,
             "is one of data.test; choose on examples of their own",
+        )
+        check(
+            self.pack == 0 or self.pack >= self.buckets[-1],
+            "data.pack",
+            self.pack,
+            f"a row must hold the longest text: {self.buckets[-1]} tokens or more (the last of "
+            "data.buckets), or 0",
         )
         check(self.draw >= 0, "data.draw", self.draw, "use 0 (all) or a number of examples")
         check(

@@ -71,6 +71,29 @@ class Config:
 
         self._check_knowledge()
         self._check_unlabelled()
+        if self.data.pack:
+            self._check_pack()
+
+    def _check_pack(self) -> None:
+        """Texts one behind another in rows."""
+        kind, distil = self.task.kind, self.objective.distill
+        for fits, name, value, remedy in (
+            (kind != "choice", "task.kind", kind, "the choices of a question lie side by side"),
+            (not self.data.unlabelled, "data.unlabelled", self.data.unlabelled, "leave it out"),
+            (
+                kind != "mlm" or distil.weight == 0,
+                "objective.distill.weight",
+                distil.weight,
+                "distil the states of masked language modelling, by objective.distill.hidden",
+            ),
+            (
+                self.encoder.attention != "cudnn",
+                "encoder.attention",
+                self.encoder.attention,
+                "cuDNN's kernel cannot keep the texts of a row apart; use auto",
+            ),
+        ):
+            check(fits, name, value, f"with data.pack = {self.data.pack}: {remedy}; or data.pack=0")
 
     def _check_knowledge(self) -> None:
         """What rows of entities start as, and the terms that reason over the graph."""
@@ -273,6 +296,7 @@ class Config:
             ("objective.kg_teacher.weight", objective.kg_teacher.weight),
             ("objective.consistency.weight", objective.consistency.weight),
             ("data.unlabelled", data.unlabelled),
+            ("data.pack", data.pack),
             ("optim.unlabelled", self.optim.unlabelled),
             ("optim.ema", self.optim.ema),
         ):

@@ -143,6 +143,15 @@ class QueryBatch:
 
 
 @flax.struct.dataclass
+class Packing:
+    """Rows of the encoder that hold several texts each. A device holds whole rows with their texts
+    (of each accumulated part), and numbers within it count from 0."""
+
+    slot: Array  # i32[r, s]: which token of the device's texts, text * l + place; -1: none
+    start: Array  # i32[b]: of each text, its first slot in the device's rows end to end
+
+
+@flax.struct.dataclass
 class Batch:
     """`graph` follows jraph's padding convention for each example: n_node and n_edge are
     [b, 2] (real, padding), and padding edges join the first padding node to itself."""
@@ -163,6 +172,7 @@ class Batch:
     position: Array | None = None  # i32[b, l]: soft positions. None: as the tokens lie
     branch: Array | None = None  # i32[b, l]: 0 for the text; of branch k of mention m: 1 + m + k *
     # mentions. None: every token sees every other
+    packing: Packing | None = None  # None: a row for each text
 
 
 @flax.struct.dataclass

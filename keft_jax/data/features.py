@@ -17,6 +17,7 @@ import numpy as np
 from keft_jax.config import KnowledgeConfig
 from keft_jax.data.batch import Batch, Mentions, Seeds, take
 from keft_jax.data.inject import choose_facts, cover_facts, write_facts
+from keft_jax.data.pack import Layout
 from keft_jax.data.rows import ROWS
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import Tokens, encode
@@ -171,9 +172,10 @@ class Knowledge:
         draw = ROWS[row].described
         if draw is None or (self._attributes is None and self.config.vectors != "description"):
             return entity_bn
-        if self._described is None or self._described[0] != (row, seed):
-            self._described = (row, seed), np.append(draw(self.kg, seed), -1)
-        return self._described[1][entity_bn]
+        kept = self._described  # as one tuple: threads may ask for two rows at once
+        if kept is None or kept[0] != (row, seed):
+            kept = self._described = (row, seed), np.append(draw(self.kg, seed), -1)
+        return kept[1][entity_bn]
 
     def writer(self, row: str, seed: int) -> Writer | None:
         """Writes the facts that a row may read; None where it may read none."""
@@ -259,8 +261,10 @@ class Dataset:
         """The example that a unit is of."""
         return self.examples[self.owner[unit]]
 
-    def batch(self, length: int, indices: np.ndarray) -> Batch:
-        """Units by number (-1: padding), texts cut to `length` tokens."""
+    def batch(self, length: int | Layout, indices: np.ndarray) -> Batch:
+        """Units by number (-1: padding), texts cut to `length` tokens, or laid out in rows."""
+        if isinstance(length, Layout):
+            return length.place(self.batch(length.length, indices))
         if self.each > 1:
             at = indices[:, None] * self.each + np.arange(self.each)
             indices = np.where(indices[:, None] >= 0, at, -1).ravel()

@@ -20,7 +20,7 @@ import numpy as np
 from keft_jax.config import KeftError, check
 
 # What a stream of random numbers is for, so that no two uses share one.
-_DRAW, _EXAMPLES, _ORDER, UNLABELLED = range(4)
+DRAW, EXAMPLES, ORDER, UNLABELLED, LEFT = range(5)
 
 
 def assign_buckets(lengths: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
@@ -42,7 +42,46 @@ def assign_buckets(lengths: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     return bucket
 
 
-class BatchPlan:
+class Plan:
+    """What all plans of training share: the units that are trained on, and random numbers."""
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int,
+        draw: int | None,
+        strata: np.ndarray | None,
+        stream: tuple[int, ...] = (),
+        owner: np.ndarray | None = None,
+    ) -> None:
+        owner = np.arange(len(lengths)) if owner is None else np.asarray(owner)
+        check(batch_size >= 1, "batch_size", batch_size, "use 1 or more")
+        check(seed >= 0, "seed", seed, "use 0 or more")
+        check(len(lengths) > 0, "examples", len(lengths), "there is nothing to train on")
+        count = int(owner.max()) + 1
+        check(
+            0 <= (draw or 0) <= count,
+            "draw",
+            draw,
+            f"there are {count} training examples; draw at most so many, or 0 for all",
+        )
+        self.batch_size, self.seed, self._stream = batch_size, seed, stream
+        drawn = self._permutation(count, DRAW)
+        if strata is not None:
+            drawn = drawn[_spread(np.asarray(strata)[drawn])]
+        of_draw = np.isin(owner, drawn[: draw or None])
+        self.examples = np.flatnonzero(of_draw).astype(np.int32)
+        """int32[drawn], rising: the units that the plan trains on."""
+
+    def _bits(self, size: int, *purpose: int) -> np.ndarray:
+        return random_bits(size, self.seed, *self._stream, *purpose)
+
+    def _permutation(self, size: int, *purpose: int) -> np.ndarray:
+        return np.argsort(self._bits(size, *purpose), kind="stable")
+
+
+class BatchPlan(Plan):
     """Training batches without end.
 
     Args:
@@ -71,27 +110,9 @@ class BatchPlan:
         stream: tuple[int, ...] = (),
         owner: np.ndarray | None = None,
     ) -> None:
-        lengths = np.asarray(lengths)
-        owner = np.arange(len(lengths)) if owner is None else np.asarray(owner)
-        check(batch_size >= 1, "batch_size", batch_size, "use 1 or more")
-        check(seed >= 0, "seed", seed, "use 0 or more")
-        check(len(lengths) > 0, "examples", len(lengths), "there is nothing to train on")
-        count = int(owner.max()) + 1
-        check(
-            0 <= (draw or 0) <= count,
-            "draw",
-            draw,
-            f"there are {count} training examples; draw at most so many, or 0 for all",
-        )
-        self.batch_size, self.buckets, self.seed = batch_size, tuple(buckets), seed
-        self._stream = stream
-        drawn = self._permutation(count, _DRAW)
-        if strata is not None:
-            drawn = drawn[_spread(np.asarray(strata)[drawn])]
-        of_draw = np.isin(owner, drawn[: draw or None])
-        self.examples = np.flatnonzero(of_draw).astype(np.int32)
-        """int32[drawn], rising: the units that the plan trains on."""
-        bucket = assign_buckets(lengths[self.examples], self.buckets)
+        super().__init__(lengths, batch_size, seed, draw, strata, stream, owner)
+        self.buckets = tuple(buckets)
+        bucket = assign_buckets(np.asarray(lengths)[self.examples], self.buckets)
         self._members = [self.examples[bucket == b] for b in range(len(self.buckets))]
         self._ordered: tuple[int, np.ndarray] | None = None
         self._shuffled: dict[tuple[int, int], np.ndarray] = {}
@@ -133,7 +154,7 @@ class BatchPlan:
             pairs = [(b, n) for b, (start, stop) in enumerate(bounds) for n in range(start, stop)]
             order = np.array(pairs, np.int64).reshape(-1, 2)
             # Which bucket comes when is shuffled; within a bucket the stream keeps its order.
-            turn = order[self._permutation(len(order), _ORDER, epoch), 0]
+            turn = order[self._permutation(len(order), ORDER, epoch), 0]
             order = order[np.argsort(np.argsort(turn, kind="stable"))]
             kept = self._ordered = (epoch, order)
         return kept[1]
@@ -157,15 +178,12 @@ class BatchPlan:
         found = self._shuffled.get(key)
         if found is None:
             members = self._members[bucket]
-            found = members[self._permutation(len(members), _EXAMPLES, bucket, epoch)]
+            found = members[self._permutation(len(members), EXAMPLES, bucket, epoch)]
             for old in list(self._shuffled):
                 if old[0] == bucket and abs(old[1] - epoch) > 1:
                     self._shuffled.pop(old, None)
             self._shuffled[key] = found
         return found
-
-    def _permutation(self, size: int, *purpose: int) -> np.ndarray:
-        return np.argsort(random_bits(size, self.seed, *self._stream, *purpose), kind="stable")
 
 
 class MixedPlan:

@@ -33,6 +33,7 @@ from keft_jax.models.heads import HEADS
 from keft_jax.models.kge import TripleOutput, TripleScorer, entity_width, score_queries
 from keft_jax.models.layers import LayerNorm, Linear, fold, gelu, glorot
 from keft_jax.models.mentions import MentionHead, from_first, teach
+from keft_jax.models.packed import Rows
 from keft_jax.sharding import shard
 
 
@@ -300,9 +301,10 @@ class FusedModel(nnx.Module):
         """
         if head == "triples":
             return self._reason(batch.targets[head])
-        mask = sight(batch)
-        x_bld = self.encoder.embed(batch.tokens, batch.types, fold(key, 1000), batch.position)
-        x_bld = shard(x_bld, "batch", "length", "embed")
+        rows = Rows(batch)
+        mask, tokens, types = rows.mask, rows.join(batch.tokens), rows.join(batch.types)
+        x_rsd = self.encoder.embed(tokens, types, fold(key, 1000), rows.position)
+        x_rsd = shard(x_rsd, "batch", "length", "embed")
         word = use(self.encoder.embed.word)
         edges: Any = None
         nodes_bnw: Any = None
@@ -311,30 +313,34 @@ class FusedModel(nnx.Module):
         if self.fused:
             edges = Edges(batch.graph, self.compute)
             name_bnd = mean_names(batch.graph, word)
-            nodes_bnw = self.nodes(batch.graph, name_bnd).astype(x_bld.dtype)
-        depth, states, done = self.encoder.config.layers, [x_bld], 0
+            nodes_bnw = self.nodes(batch.graph, name_bnd).astype(x_rsd.dtype)
+        depth, states, done = self.encoder.config.layers, [rows.split(x_rsd)], 0
         stops = range(1, depth + 1) if inner else sorted({*(i + 1 for i in self.at), depth})
         for stop in stops:
-            x_bld = self.encoder.run(x_bld, mask, key, done, stop)
+            x_rsd = self.encoder.run(x_rsd, mask, key, done, stop)
             if stop - 1 in self.at:
                 exchange = self.exchanges[str(stop - 1)]
-                x_bld, nodes_bnw, gates = exchange(x_bld, nodes_bnw, edges, batch)
+                x_bld, nodes_bnw, gates = exchange(rows.split(x_rsd), nodes_bnw, edges, batch)
+                x_rsd = rows.join(x_bld)
                 edge_gates += gates
-            states.append(x_bld)
+            states.append(rows.split(x_rsd))
             done = stop
+        x_bld = states[-1]
         linked: Any = None
         if self.linked is not None and "entities" in batch.targets:
             linked = self.linked(x_bld, use(self.nodes.rows), batch)
         if head == "entities":
             return Output(x_bld, linked, entities=linked)
         own: Any = self.head if head in ("", self.term) else self.mlm
-        logits, node_gate, gates = own(x_bld, nodes_bnw, edges, batch, names, word, fold(key, 1001))
+        read = rows.end_to_end(x_rsd) if (head or self.term) == "mlm" else x_bld
+        logits, node_gate, gates = own(read, nodes_bnw, edges, batch, names, word, fold(key, 1001))
         out = Output(
             x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates, entities=linked
         )
         if inner:
             ways = states if self.to_teacher is None else [self.to_teacher(x) for x in states]
-            attention = self.encoder.blocks[str(depth - 1)].attention.scores(states[-2], mask)
+            last = self.encoder.blocks[str(depth - 1)].attention
+            attention = last.scores(states[-2], sight(batch))
             out = dataclasses.replace(out, states=states, projected=ways, attention=attention)
         if self.mentions is None:
             return out

@@ -18,6 +18,7 @@ from keft_jax.models.functional import Model
 from keft_jax.models.fusion import Output
 from keft_jax.models.layers import fold
 from keft_jax.models.mentions import candidates, divergence
+from keft_jax.models.packed import gather_masks
 from keft_jax.tasks.entities import EntityPrediction
 from keft_jax.tasks.task import Task
 from keft_jax.train.distill import diverge, match_attention, match_states
@@ -266,7 +267,7 @@ class Objective:
         asked: dict[str, Any] = {"inner": True} if any(t.inner for t in self.terms) else {}
         for term in self.terms:
             name = term.view.term
-            shown, renumbered = views[name]
+            shown, renumbered = map(gather_masks, views[name])
             if name not in seen:
                 own_key = self._key(name, key)
                 drop = own_key if part is None or key is None else fold(own_key, part)
