@@ -3,6 +3,7 @@ played by a small program on the PATH preempts, fails and loses workers."""
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,12 @@ class Cloud:
 @pytest.fixture
 def cloud(tmp_path):
     return Cloud(tmp_path)
+
+
+def test_env_lists_every_setting():
+    known = set(re.findall(r"KEFT_[A-Z]+", (REPO / "tpu_scripts/env.sh").read_text()))
+    pages = [REPO / "docs/pods.md", REPO / "tpu_scripts/README.md", *SCRIPTS]
+    assert {name for p in pages for name in re.findall(r"KEFT_[A-Z]+", p.read_text())} == known
 
 
 def shellcheck() -> str:

@@ -15,10 +15,10 @@ workdir=$KEFT_MOUNT/runs/$run
 train=$(quoted python train.py "${TRAIN[@]}" --workdir="$workdir")
 # Eviction sends TERM to this shell: it is handed on, train.py saves and leaves with 0, and where
 # summary.json is not there yet, 42 has xpk start the run again.
-command="cd /keft || exit; $train & pid=\$!; trap 'kill -TERM \$pid' TERM;"
-command+=" wait \$pid || wait \$pid || exit; test -e $(quoted "$workdir/summary.json") || exit 42"
+command="cd /keft || exit; trap 'kill -TERM \$!' TERM; $train & wait \$! || wait \$! || exit;"
+command+=" test -e $(quoted "$workdir/summary.json") || exit 42"
 run xpk workload create --project="$KEFT_PROJECT" --zone="$KEFT_ZONE" --cluster="$KEFT_CLUSTER" \
   --workload="$run" --tpu-type="$KEFT_ACCELERATOR" --num-slices="$KEFT_SLICES" \
   --docker-image="$KEFT_IMAGE" --storage="$KEFT_STORAGE" --max-restarts="$KEFT_RETRIES" \
-  --termination-grace-period-seconds=120 \
+  --restart-on-exit-codes=1 --termination-grace-period-seconds=120 \
   --env="JAX_COMPILATION_CACHE_DIR=$KEFT_MOUNT/compiled" --command="$command"
