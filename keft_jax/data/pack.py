@@ -41,8 +41,8 @@ class Layout:
         slot = np.full((shape[0], self.parts, self.rows * self.row), -1, np.int32)
         of, at = np.nonzero(np.arange(length) < batch.length[:, None])
         slot[device[of], part[of], start[of] + at] = unit[of] * length + at
-        slot = slot.reshape(shape[0], self.parts, self.rows, self.row).swapaxes(1, 2)
-        return dataclasses.replace(batch, packing=Packing(slot.reshape(-1, self.row), start))
+        rows = slot.reshape(shape[0], self.parts, self.rows, self.row).swapaxes(1, 2)
+        return dataclasses.replace(batch, packing=Packing(rows.reshape(-1, self.row), start))
 
 
 class PackedPlan(Plan):

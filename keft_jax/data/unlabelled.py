@@ -16,6 +16,7 @@ import numpy as np
 
 from keft_jax.data.batch import Batch, ConsistencyTarget
 from keft_jax.data.features import ROWS, Asks, Dataset, make_dataset, with_row
+from keft_jax.data.pack import Layout
 from keft_jax.data.plan import UNLABELLED, BatchPlan, MixedPlan, random_bits
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import encode
@@ -81,8 +82,9 @@ class Mixed(Dataset):
         rest = BatchPlan(lengths, size, labelled.buckets, labelled.seed, stream=stream)
         return MixedPlan(labelled, rest, len(self.owner) + numbers)
 
-    def batch(self, length: int, indices: np.ndarray) -> Batch:
-        """As that of a Dataset; numbers of texts without labels come last."""
+    def batch(self, length: int | Layout, indices: np.ndarray) -> Batch:
+        """As that of a Dataset, but not laid out; numbers of texts without labels come last."""
+        assert isinstance(length, int), "config refuses data.pack with data.unlabelled"
         own = len(self.owner)
         unlabelled = indices[indices >= own] - own
         first = super().batch(length, indices[: len(indices) - len(unlabelled)])

@@ -95,7 +95,7 @@ def _on_text(parts: Parts, covers: Mapping[str, Any], select: Dataset | None) ->
             f"{covers['answers_near']:.1%} of those near a mention, "
             f"{'–' if kept is None else f'{kept:.1%}'} of these kept by the budget"
         )
-    each = config.knowledge.text == "visible"
+    each = config.knowledge.text == "visible" or config.data.pack > 0
     attention = attention_kind(config.encoder, training=True, each=each)
     return [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError
+from keft_jax.data.pack import PackedPlan
 from keft_jax.data.plan import BatchPlan, MixedPlan
 from keft_jax.data.unlabelled import Mixed
 from keft_jax.models.functional import Tree
@@ -310,12 +311,20 @@ class OverflowWarning:
             )
 
 
-def make_plan(config: Config, train: Any, seed: int) -> BatchPlan | MixedPlan:
+def make_plan(config: Config, train: Any, seed: int) -> BatchPlan | PackedPlan | MixedPlan:
     """train: a Dataset or a TripleDataset; an example of the latter may be several queries."""
     size = config.optim.batch // getattr(train, "block", 1)
     draw, kind = config.data.draw or None, KINDS.get(config.task.kind)
     strata = train.strata if draw and kind and kind.single else None
     owner = getattr(train, "owner", None)
+    if config.data.pack:
+        mesh, longest = make_mesh(config.mesh), config.data.buckets[-1]
+        return PackedPlan(
+            *(train.lengths, size, longest, seed, draw, strata, owner),
+            row=config.data.pack,
+            devices=mesh.shape["data"] * mesh.shape["fsdp"],
+            parts=config.optim.accumulate,
+        )
     plan = BatchPlan(train.lengths, size, config.data.buckets, seed, draw, strata, owner=owner)
     return train.mix(plan, config.optim.unlabelled) if isinstance(train, Mixed) else plan
 
