@@ -141,6 +141,8 @@ class QueryBatch:
     targets: dict[str, Any]  # {term: QueryTarget}
     example: Array  # i32[b]: number in its data set; -1: padding
 
+    packing = None
+
 
 @flax.struct.dataclass
 class Packing:
