@@ -10,9 +10,11 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from keft_jax.config import KeftError, MeshConfig
@@ -57,8 +59,9 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over the devices. Raises KeftError if the sizes do not fit."""
-    devices = list(jax.devices() if devices is None else devices)
+    """A (data, fsdp, tensor) mesh over the devices (None: those of all processes). Raises KeftError
+    if the sizes do not fit."""
+    everywhere, devices = devices is None, list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
     given = math.prod(s for s in sizes if s)
     if 0 in sizes:
@@ -74,7 +77,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "lower mesh.data, mesh.fsdp or mesh.tensor"
         )
     grid = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
+    idle = jax.process_count() - len({device.process_index for device in grid.flat})
+    if everywhere and idle:
+        raise KeftError(
+            f"mesh = {tuple(sizes)}: takes {grid.size} of {len(devices)} devices and leaves {idle} "
+            "of the processes none; set sizes that take all, or start fewer processes"
+        )
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def own_device() -> Mesh:
+    """A mesh of one device of this process, for what each process reads for itself."""
+    return make_mesh(MeshConfig(data=1), jax.local_devices())
 
 
 def spec(names: Sequence[str | None], rules: dict, where: str = "array") -> PartitionSpec:
@@ -121,6 +135,49 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
+
+
+def place(tree: Any, sharding: NamedSharding, *, may_alias: bool | None = None) -> Any:
+    """Host arrays, whole and the same in every process, on the devices. Each process puts there
+    what lies on its own, without asking the others."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding, may_alias=may_alias)
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index]))
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(x: Any) -> np.ndarray:
+    """A whole array on the host of every process, which all have to ask for."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(jax.device_get(x))
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def own_parts(sharding: NamedSharding, ways: int) -> np.ndarray:
+    """int64[n], rising: which of the parts that a sharding cuts a first axis into lie on devices of
+    this process, one after another or not; several processes may have the same ones."""
+    spans = sharding.addressable_devices_indices_map((ways,)).values()
+    return np.unique(np.concatenate([np.arange(ways)[span] for span in spans if span]))
+
+
+def place_parts(tree: Any, sharding: NamedSharding, own: np.ndarray, ways: int) -> Any:
+    """As `place`, of arrays that are cut along their first axis, of which each process has its
+    `own_parts` alone, end to end."""
+
+    def put(x: np.ndarray) -> jax.Array:
+        size = len(x) // len(own)
+
+        def part(index: Any) -> np.ndarray:
+            at = int(np.searchsorted(own, (index[0].start or 0) // size))
+            return x[at * size : (at + 1) * size]
+
+        return jax.make_array_from_callback((size * ways, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, tree)
 
 
 _active: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("keft_mesh", default=None)

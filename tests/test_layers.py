@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     ("config", "files", "memory", "parquet"),
     ("kg",),
-    ("sharding",),
+    ("sharding", "distributed"),
     ("data",),
     ("models",),
     ("tasks",),

@@ -27,6 +27,7 @@ from keft_jax.config.train import (
     GroupConfig,
     MeshConfig,
     OptimConfig,
+    WatchConfig,
 )
 from keft_jax.config.whole import Config
 
@@ -57,6 +58,7 @@ __all__ = [
     "ScheduleConfig",
     "TaskConfig",
     "TriplesConfig",
+    "WatchConfig",
     "check",
     "config_hash",
     "from_json",

@@ -59,6 +59,12 @@ class OptimConfig:
     it to the sum of squares."""
     clip: float = 1.0
     """Largest global norm of the gradient. 0: no clipping."""
+    skip: int = 0
+    """Steps of a run that may be skipped, changing nothing, since their loss or gradient is not
+    finite or the loss jumps (`spike`). 0: the first one that is not finite is an error."""
+    spike: float = 0.0
+    """Skip a step whose loss is more than so many standard deviations above the mean of the last
+    100 or so. 0: only those that are not finite."""
     groups: tuple[GroupConfig, ...] = ()
     """The first that matches a parameter holds for it."""
     ema: float = 0.0
@@ -90,6 +96,14 @@ class OptimConfig:
         check(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "use above 0")
         check(0 <= self.warmup <= 1, "optim.warmup", self.warmup, "use a share, 0 to 1")
         check(self.clip >= 0, "optim.clip", self.clip, "use 0 (off) or more")
+        check(self.skip >= 0, "optim.skip", self.skip, "use 0 (none) or more")
+        check(self.spike >= 0, "optim.spike", self.spike, "use 0 (off) or more")
+        check(
+            not self.spike or self.skip > 0,
+            "optim.spike",
+            self.spike,
+            "no step may be skipped; set optim.skip",
+        )
         for name in ("b1", "b2"):
             value = getattr(self, name)
             check(0 <= value < 1, f"optim.{name}", value, "use [0, 1)")
@@ -156,6 +170,26 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check(self.every >= 1, "checkpoint.every", self.every, "use 1 or more")
         check(self.keep >= 2, "checkpoint.keep", self.keep, "use 2 or more: one may be damaged")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What happens when a run hangs."""
+
+    stall: float = 600.0
+    """Seconds in which no batch is done (compiling counts) before the stacks of all threads are
+    written to the run's directory. 0: no watch."""
+    abort: float = 0.0
+    """Seconds after which the process ends, with status 75, to be started again. 0: never."""
+
+    def __post_init__(self) -> None:
+        check(self.stall >= 0, "watch.stall", self.stall, "use 0 (off) or more")
+        check(
+            self.abort == 0 or self.abort >= self.stall > 0,
+            "watch.abort",
+            self.abort,
+            f"use 0 (never), or watch.stall = {self.stall} (above 0) and more",
+        )
 
 
 Variant = Literal[

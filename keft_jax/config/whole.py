@@ -15,6 +15,7 @@ from keft_jax.config.train import (
     GainConfig,
     MeshConfig,
     OptimConfig,
+    WatchConfig,
 )
 
 
@@ -36,6 +37,7 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     gain: GainConfig = field(default_factory=GainConfig)
 
     def __post_init__(self) -> None:

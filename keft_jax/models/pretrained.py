@@ -26,6 +26,7 @@ from keft_jax.config import Config, EncoderConfig, KeftError
 from keft_jax.files import write_atomic
 from keft_jax.models.functional import Tree, paths
 from keft_jax.models.names import Rule, make_rules, plain
+from keft_jax.sharding import place
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +319,7 @@ def overlay(params: Tree, part: Tree) -> Tree:
         if isinstance(value, dict):
             out[name] = overlay(params[name], value)
         else:  # no alias: the step is given the array to overwrite
-            out[name] = jax.device_put(value, params[name].sharding, may_alias=False)
+            out[name] = place(value, params[name].sharding, may_alias=False)
     return out
 
 

@@ -10,11 +10,17 @@ verifies is ever read:
 
 A step without a manifest was cut off while it was written. A step is deleted manifest first, so one
 whose deletion was cut off looks the same.
+
+Of several processes each writes the arrays of its own devices, hashes what it wrote, and hands that
+to the first one, which writes the manifest. Each verifies a share of the files, and all hear what
+the others found, so that all restore the same step. All call everything here in the same order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import logging
 import os
 import shutil
@@ -27,13 +33,17 @@ import jax
 import orbax.checkpoint as ocp
 
 from keft_jax.config import KeftError
+from keft_jax.distributed import exchange, is_first
 from keft_jax.files import write_atomic
 from keft_jax.train.loop import Progress
-from keft_jax.train.manifest import checksums, describe, refuse_difference, seal, verify
+from keft_jax.train.manifest import checksums, describe, read, refuse_difference, seal, verify
 from keft_jax.train.state import State
 
 logger = logging.getLogger(__name__)
 Warn = Callable[[str], None]
+
+HASHING = 600_000  # milliseconds that one process may hash after another is done
+_number_of_save = itertools.count()
 
 
 class Steps:
@@ -48,15 +58,26 @@ class Steps:
         self.folder, self.keep = Path(os.path.abspath(folder)), keep
         self.warn = warn or (lambda message: logger.warning("%s", message))
         self._orbax: ocp.CheckpointManager | None = None
-        self._committing: tuple[int, dict[str, Any]] | None = None  # saved, no manifest yet
+        self._committing: tuple[int, dict[str, Any], int] | None = None  # saved, no manifest yet
         self._hashing: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "manifest")
+        self._me, self._processes = jax.process_index(), jax.process_count()
+        self._barrier = ocp.multihost.get_barrier_sync_fn()
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._orbax is None:
             # Deleting is done here: Orbax would delete a good step before the next has a manifest.
-            options = ocp.CheckpointManagerOptions(max_to_keep=None)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=None,
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=self.folder.name,  # two managers may save at a time
+                    # Named, they wait for each other without the devices.
+                    active_processes=set(range(self._processes)),
+                ),
+            )
             self._orbax = ocp.CheckpointManager(self.folder, options=options)
         return self._orbax
 
@@ -74,7 +95,7 @@ class Steps:
         manifest = {"number": number, "about": about, "arrays": describe(trees)}
         # Without force, a number that is not above the last one is skipped silently.
         self._manager.save(number, args=ocp.args.Composite(**args), force=True)
-        self._committing = number, manifest
+        self._committing = number, manifest, next(_number_of_save)
 
     def poll(self) -> None:
         if self._committing is not None and not self._manager.is_saving_in_progress():
@@ -101,17 +122,33 @@ class Steps:
 
     def _hash(self) -> None:
         assert self._committing is not None
-        (number, manifest), self._committing = self._committing, None
+        committed, self._committing = self._committing, None
         self._manager.wait_until_finished()  # raises what the saving thread ran into
-        if jax.process_index() == 0:
-            self._hashing = self._thread.submit(self._certify, number, manifest)
+        self._hashing = self._thread.submit(self._certify, *committed)
 
-    def _certify(self, number: int, manifest: dict[str, Any]) -> None:
-        content = manifest | {"files": checksums(self.folder / str(number))}
-        write_atomic(self._manifest(number), seal(content))
+    def _certify(self, number: int, manifest: dict[str, Any], save: int) -> None:
+        files = checksums(self.folder / str(number), self._me, self._processes)
+        if self._processes > 1:
+            files = self._gather(number, files, save)
+        if not is_first():
+            return
+        write_atomic(self._manifest(number), seal(manifest | {"files": files}))
         good = [n for n in self.numbers() if self._manifest(n).exists()]
         for old in set(self.numbers()) - set(good[: self.keep]):
             self._delete(old)
+
+    def _gather(self, number: int, files: dict[str, Any], save: int) -> dict[str, Any]:
+        """What all processes hashed, in the first one; through files, as no arrays can be summed on
+        a thread beside the training step."""
+        parts = [self.folder / f".{number}.{process}.part" for process in range(self._processes)]
+        write_atomic(parts[self._me], json.dumps(files))
+        self._barrier(key=f"keft-hashed-{save}", timeout_ms=HASHING)
+        if not is_first():
+            return {}
+        for part in parts:
+            files |= json.loads(part.read_text())
+            part.unlink()
+        return files
 
     def _manifest(self, number: int) -> Path:
         return self.folder / f"{number}.json"
@@ -134,11 +171,11 @@ class Steps:
         KeftError where steps were complete once and none verifies.
         """
         damaged = ""
-        for number in self.numbers():
-            reason, manifest = verify(self.folder / str(number), self._manifest(number))
+        for number in json.loads(exchange(json.dumps(self.numbers()))[0]):
+            there, reason, manifest = self._check(number)
             if manifest is not None:
                 return number, manifest
-            if self._manifest(number).exists():
+            if there:
                 damaged = damaged or reason
             self.warn(f"{reason}; not used")
         if damaged:
@@ -148,15 +185,30 @@ class Steps:
             )
         return None
 
+    def _check(self, number: int) -> tuple[bool, str, dict[str, Any] | None]:
+        """Whether a step has a manifest, what is wrong with it, and the manifest where nothing
+        is; the same in all processes, which read a share of the files each."""
+        folder, file = self.folder / str(number), self._manifest(number)
+        # One process reads it for all: on a network's file system others may see it later.
+        own = [file.exists(), *read(folder, file)] if is_first() else []
+        there, reason, manifest = json.loads(exchange(json.dumps(own))[0])
+        if manifest is not None:
+            found = verify(folder, manifest, self._me, self._processes)
+            reason = next(filter(None, exchange(found)), "")
+        return there, reason, None if reason else manifest
+
     def clear_after(self, number: int) -> None:
-        """Removes what lies above a step that was restored (-1: all), and what Orbax left half
-        written."""
-        for other in self.numbers():
-            if other > number:
-                self._delete(other)
-        if self.folder.is_dir():
+        """Removes what lies above a step that was restored (-1: all), and what was left half
+        written by processes that are no more."""
+        if is_first() and self.folder.is_dir():
+            for other in self.numbers():
+                if other > number:
+                    self._delete(other)
             for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
+            for left in self.folder.glob(".*.part"):
+                left.unlink(missing_ok=True)
+        exchange("")  # nobody goes on before it is done
         if self._orbax is not None:
             self._orbax.reload()
 
@@ -206,7 +258,7 @@ class Checkpoints:
         """
         found = self._steps.newest()
         if found is None:
-            if self._steps.numbers():
+            if exchange(str(len(self._steps.numbers())))[0] != "0":
                 self._steps.warn(f"{self._steps.folder}: no complete step; starting from scratch")
             self._steps.clear_after(-1)
             return None
@@ -230,11 +282,14 @@ class BestParams:
 
     def __init__(self, folder: str | os.PathLike[str], warn: Warn | None = None):
         self._steps = Steps(folder, 1, warn)
+        self._last: int | None = None  # number of the last save; None: not looked for yet
 
     def save(self, step: int, params: Any) -> None:
         self._steps.wait()
-        number = max(self._steps.numbers(), default=0) + 1
-        self._steps.save(number, {"step": step}, params=params)
+        if self._last is None:
+            self._last = int(exchange(str(max(self._steps.numbers(), default=0)))[0])
+        self._last += 1
+        self._steps.save(self._last, {"step": step}, params=params)
 
     def poll(self) -> None:
         self._steps.poll()
@@ -245,9 +300,16 @@ class BestParams:
     def close(self) -> None:
         self._steps.close()
 
-    def verify(self) -> None:
-        """Raises KeftError where parameters are there and damaged."""
-        self._steps.newest()
+    def tidy(self, needed: bool) -> None:
+        """Removes what was left half written. needed: a checkpoint says that there are some.
+        Raises KeftError where these are damaged or gone."""
+        found = self._steps.newest()
+        if needed and found is None:
+            raise KeftError(
+                f"{self._steps.folder}: the best parameters are gone, which the checkpoint knows "
+                f"of; copy them back, or delete {self._steps.folder.parent} and train from scratch"
+            )
+        self._steps.clear_after(found[0] if found else -1)
 
     def load(self, abstract: Any) -> tuple[int, Any]:
         """(training step, parameters on the shardings of `abstract`). Raises KeftError where there

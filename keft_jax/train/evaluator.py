@@ -15,10 +15,12 @@ from keft_jax.data.features import Dataset
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example
 from keft_jax.data.vocabulary import round_up
-from keft_jax.sharding import batch_sharding, make_mesh
+from keft_jax.sharding import batch_sharding, make_mesh, place
+from keft_jax.train.feed import feed
 from keft_jax.train.parts import Parts
 from keft_jax.train.resident import reside
 from keft_jax.train.step import compile_eval_step, make_eval_step
+from keft_jax.train.watchdog import beat
 
 Read = Callable[[Any, Any], dict[str, jax.Array]]
 Step = Callable[[Any, Any, Batch], dict[str, jax.Array]]
@@ -54,7 +56,7 @@ class Evaluator:
 
     def put(self, batch: Batch) -> Batch:
         """To the devices, cut along the batch."""
-        return jax.device_put(batch, batch_sharding(self.mesh))
+        return place(batch, batch_sharding(self.mesh))
 
     def evaluate(self, params: Any, dataset: Dataset) -> dict[str, np.ndarray]:
         """Per-example rows of a split, in its order. Raises NotFiniteError."""
@@ -67,8 +69,11 @@ class Evaluator:
         frozen |= reside(dataset.knowledge, self.mesh, *dataset.row)
         out = []
         for length, indices in eval_batches(dataset.lengths, self.batch, buckets):
-            out.append(step(params, frozen, self.put(dataset.batch(length, indices))))
-        rows = [jax.device_get(r) for r in out]
+            out.append(step(params, frozen, feed(dataset, length, indices, self.mesh)))
+        rows = []
+        for done in out:
+            rows.append(jax.device_get(done))
+            beat()
         order = np.concatenate([r["example"] for r in rows])
         merged = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
         place = np.argsort(np.where(order < 0, len(order), order), kind="stable")

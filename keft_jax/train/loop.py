@@ -19,13 +19,16 @@ from jax.sharding import Mesh
 from keft_jax.config import Config, KeftError
 from keft_jax.data.pack import PackedPlan
 from keft_jax.data.plan import BatchPlan, MixedPlan
+from keft_jax.data.prefetch import prefetch
 from keft_jax.data.unlabelled import Mixed
+from keft_jax.distributed import Stop
 from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import flat, load_weights, locate, overlay
-from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.sharding import batch_sharding, make_mesh, place, replicated
 from keft_jax.tasks.kinds import KINDS
 from keft_jax.train.evaluator import Evaluator, NotFiniteError
 from keft_jax.train.exchange import choose_exchange
+from keft_jax.train.feed import feed
 from keft_jax.train.given import Given
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.optim import make_optimizer
@@ -120,7 +123,7 @@ class Trainer(Generic[P]):
         row is given)."""
         peak = self.parts.config.optim.learning_rate if learning_rate is None else learning_rate
         own = {"learning_rate": np.float32(peak), **self.given.frozen(*self._row_of(data))}
-        own = jax.device_put(own, replicated(self.mesh))
+        own = place(own, replicated(self.mesh))
         graph: dict[str, Any] = {}
         if isinstance(self.parts, Parts):
             knowledge = getattr(data, "knowledge", self.parts.knowledge)
@@ -132,8 +135,8 @@ class Trainer(Generic[P]):
         return getattr(data, "row", (config.knowledge.row, config.seed))
 
     def put(self, batch: Any) -> Any:
-        """To the devices, cut along the batch."""
-        return jax.device_put(batch, batch_sharding(self.mesh))
+        """A whole batch to the devices, cut along its first axis."""
+        return place(batch, batch_sharding(self.mesh))
 
     def evaluate(self, params: Any, dataset: Any) -> dict[str, np.ndarray]:
         """Per-example rows of a split, in its order. Raises NotFiniteError."""
@@ -212,10 +215,15 @@ def fit(
     train = dataclasses.replace(train, seed=seed) if isinstance(train, Mixed) else train
     frozen = trainer.frozen(learning_rate, train)
     metric = config.eval.metric or trainer.parts.task.metrics[0]
-    warn_of_overflow = OverflowWarning()
+    warn_of_overflow, stop = OverflowWarning(), Stop(hooks.stopping, trainer.mesh)
     waiting: tuple[int, np.ndarray, Any] | None = None
     best_params, interrupted, begin = None, False, time.perf_counter()
     first, mark = int(state.step), (int(state.step), begin)
+    skipped = 0 if state.guard is None else int(state.guard["skipped"])
+
+    def made(step: int) -> tuple[np.ndarray, Any]:
+        length, indices = plan.batch(step)
+        return indices, feed(train, length, indices, trainer.mesh)
 
     def judged(state: State) -> Any:
         return state.ema if config.eval.ema else state.model_params
@@ -224,22 +232,26 @@ def fit(
         """Looks at the metrics of the step before, when the next one is already under way; or
         earlier than that, when something else has to wait for them and there is no rate to tell.
         """
-        nonlocal waiting, mark
+        nonlocal waiting, mark, skipped
         if waiting is None:
             return
         (step, indices, metrics), waiting = waiting, None
         scalars = {k: float(s / w) for k, (s, w) in jax.device_get(metrics).items()}
+        stop.told(scalars)
+        before, skipped = skipped, int(scalars.get("skipped", 0))
         bad = [k for k in ("loss/total", "grad_norm") if not np.isfinite(scalars[k])]
-        if bad:
-            batch = [train.source(i) for i in indices[:SHOWN]]
-            more = f" and {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
-            raise NotFiniteError(
-                f"step {step}: {bad[0]} is {scalars[bad[0]]}, on the examples "
-                f"{', '.join(str(e.id) for e in batch)}{more} "
-                f"({', '.join(e.where for e in batch[:4])}"
-                f"{', ...' if len(batch) > 4 else ''}); lower optim.learning_rate or look at "
-                "these examples. Checkpoints stay as they were"
-            )
+        if skipped > before or (bad and not config.optim.skip):
+            where = describe_batch(train, indices)
+            name = bad[0] if bad else "loss/total"
+            what = f"step {step}: {name} is {scalars[name]}"
+            what += f", {where}" if bad else f", far above what it was lately, {where}"
+            if skipped > config.optim.skip or not config.optim.skip:
+                told = f"; optim.skip = {config.optim.skip} are" if config.optim.skip else ""
+                raise NotFiniteError(
+                    f"{what}{told and told + ' skipped already'}; lower optim.learning_rate or "
+                    "look at these examples. Checkpoints stay as they were"
+                )
+            logger.warning("%s; skipped, the %d. of optim.skip", what, skipped)
         now = time.perf_counter()
         if not early:
             examples = config.optim.batch + config.optim.unlabelled
@@ -250,15 +262,14 @@ def fit(
 
     # A run that had stopped early stays stopped.
     over = bool(config.eval.patience) and progress.stale >= config.eval.patience
-    for step in range(first, first if over else config.optim.steps):
-        length, indices = plan.batch(step)
-        batch = trainer.put(train.batch(length, indices))
-        state, metrics = trainer.train_step(state, frozen, batch)
+    steps = range(first, first if over else config.optim.steps)
+    for step, (indices, batch) in zip(steps, prefetch(made, steps), strict=True):
+        state, metrics = trainer.train_step(state, {**frozen, **stop.sent()}, batch)
         done = step + 1
         settle()
         waiting = (done, indices, metrics)
         hooks.poll()
-        last, interrupted = done == config.optim.steps, hooks.stopping()
+        last, interrupted = done == config.optim.steps, bool(stop)
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
             try:
@@ -291,6 +302,17 @@ def fit(
     if select is None:
         best_params = judged(state)
     return Fit(state, progress, best_params, interrupted, time.perf_counter() - begin)
+
+
+def describe_batch(data: Any, indices: np.ndarray) -> str:
+    """The examples of a batch, for a message: numbers from 0, and where the first ones stand."""
+    batch = [data.source(i) for i in indices[:SHOWN]]
+    more = f" and {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
+    dots = ", ..." if len(batch) > 4 else ""
+    return (
+        f"on the examples {', '.join(str(e.id) for e in batch)}{more} "
+        f"({', '.join(e.where for e in batch[:4])}{dots})"
+    )
 
 
 class OverflowWarning:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,29 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def checksums(folder: Path) -> dict[str, list[Any]]:
-    """relative path -> [bytes, sha256]."""
+def list_files(folder: Path) -> dict[str, Path]:
+    """relative path -> file, in order."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p for p in files}
+
+
+def share(names: Iterable[str], process: int, processes: int) -> list[str]:
+    """The files that one of several processes reads: those that it wrote, or as good as that; the
+    first one has what they wrote together."""
+    out = []
+    for name in names:
+        writer = re.search(r"\.process_(\d+)/", name)
+        if (int(writer[1]) if writer else 0) % processes == process:
+            out.append(name)
+    return out
+
+
+def checksums(folder: Path, process: int = 0, processes: int = 1) -> dict[str, list[Any]]:
+    """relative path -> [bytes, sha256], of a process's share of the files."""
+    files = list_files(folder)
     return {
-        file.relative_to(folder).as_posix(): [file.stat().st_size, checksum(file)]
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        name: [files[name].stat().st_size, checksum(files[name])]
+        for name in share(files, process, processes)
     }
 
 
@@ -68,22 +87,25 @@ def unseal(data: bytes) -> dict[str, Any] | None:
     return outer["content"] if good else None
 
 
-def verify(folder: Path, file: Path) -> tuple[str, dict[str, Any] | None]:
-    """What is wrong with a step's folder by its manifest `file`, and the manifest where nothing
-    is."""
+def read(folder: Path, file: Path) -> tuple[str, dict[str, Any] | None]:
+    """What keeps the manifest `file` of a step's folder from being read, and what it says."""
     if not file.exists():
         return f"{folder}: cut off while it was written (it has no manifest)", None
     manifest = unseal(file.read_bytes())
-    if manifest is None:
-        return f"{file}: damaged manifest", None
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    for name, (size, digest) in manifest["files"].items():
+    return ("", manifest) if manifest else (f"{file}: damaged manifest", None)
+
+
+def verify(folder: Path, manifest: dict[str, Any], process: int = 0, processes: int = 1) -> str:
+    """What is wrong with a process's share of a step's files; empty: nothing."""
+    files, written = list_files(folder), manifest["files"]
+    for name in share(written, process, processes):
+        size, digest = written[name]
         if name not in files:
-            return f"{folder / name}: missing", None
+            return f"{folder / name}: missing"
         if files[name].stat().st_size != size:
             found = files[name].stat().st_size
-            return f"{folder / name}: {found} bytes where {size} were written", None
+            return f"{folder / name}: {found} bytes where {size} were written"
         if checksum(files[name]) != digest:
-            return f"{folder / name}: its checksum is not that of what was written", None
-    extra = sorted(set(files) - set(manifest["files"]))
-    return (f"{folder / extra[0]}: not among what was written", None) if extra else ("", manifest)
+            return f"{folder / name}: its checksum is not that of what was written"
+    extra = sorted(set(files) - set(written))
+    return f"{folder / extra[0]}: not among what was written" if extra else ""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tokenizers
 from jax.sharding import Mesh
@@ -39,7 +38,7 @@ from keft_jax.kg.verbalise import phrase
 from keft_jax.models.functional import Model
 from keft_jax.models.fusion import FusedModel, Sizes
 from keft_jax.models.pretrained import locate, read_vocab_size
-from keft_jax.sharding import replicated
+from keft_jax.sharding import place, replicated
 from keft_jax.tasks.entities import EntityPrediction
 from keft_jax.tasks.kinds import KINDS, Made, labels_of
 from keft_jax.tasks.mlm import MaskedLM
@@ -141,7 +140,7 @@ class Parts:
 
     def frozen(self, mesh: Mesh) -> dict[str, Any]:
         """What the step reads beside the batch."""
-        return {"names": jax.device_put(self.knowledge.names, replicated(mesh))}
+        return {"names": place(self.knowledge.names, replicated(mesh))}
 
     @property
     def kg_hash(self) -> str:

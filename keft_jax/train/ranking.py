@@ -16,8 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from keft_jax.data.triples import Known, TripleDataset
 from keft_jax.models.functional import Model
-from keft_jax.sharding import MESH_AXES, on_mesh, replicated
+from keft_jax.sharding import MESH_AXES, on_mesh, place, replicated
 from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.watchdog import beat
 
 SCORES = 1 << 24
 """Scores in memory at a time, 4 bytes each, where a batch of queries has more than so many."""
@@ -32,6 +33,7 @@ class Ranker:
         """grouped: all queries of a batch have one relation (transr)."""
         batch = min(batch, QUERIES)
         self._known, self.batch, self._grouped = known, batch, grouped
+        self._whole = replicated(mesh)
         # On a mesh each chip ranks against its own rows of the table: no chip gathers it whole.
         axes = MESH_AXES if mesh.size > 1 else ()
         own = model.abstract()["entity"].shape[0] // mesh.size if axes else known.entities
@@ -56,7 +58,7 @@ class Ranker:
                 local, mesh=mesh, in_specs=(cut, whole, whole), out_specs=whole, check_vma=False
             )(params, q_bx, queries)
 
-        self._rank = jax.jit(rank, out_shardings=replicated(mesh))
+        self._rank = jax.jit(rank, out_shardings=self._whole)
 
     def evaluate(
         self,
@@ -78,12 +80,13 @@ class Ranker:
 
         def settle(places: np.ndarray, ready: Any) -> None:
             ranks[places] = np.asarray(ready)[: len(places)]
+            beat()
             advance(len(places))
 
         waiting: tuple[np.ndarray, Any] | None = None
         for places in batches:
             queries = self._queries(sides[places], inverse[places], spans[places], padded)
-            ahead = places, self._rank(params, jax.device_put(queries))
+            ahead = places, self._rank(params, place(queries, self._whole))
             if waiting is not None:  # one batch ahead of the device
                 settle(*waiting)
             waiting = ahead

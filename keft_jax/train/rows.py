@@ -104,6 +104,14 @@ def collect(rows: RowsOf, grads: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (rows.ids, grads) if rows.route is None else send(grads, rows.route)
 
 
+def drop(
+    bad: jax.Array, table: RowTable, ids: jax.Array, grads: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What to change in a step that is to be skipped: rows past the end of the table. Nothing of
+    the table's length is looked at."""
+    return jnp.where(bad, len(table.value) + jnp.arange(len(ids)), ids), grads
+
+
 def update_rows(
     config: OptimConfig, table: RowTable, ids: jax.Array, grads: jax.Array, step: Any, rate: Any
 ) -> RowTable:

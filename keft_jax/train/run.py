@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import signal
 import threading
@@ -32,10 +33,11 @@ from jax.sharding import Mesh
 from keft_jax.config import Config, KeftError, KgeConfig, MeshConfig, config_hash, to_json
 from keft_jax.data.features import Dataset
 from keft_jax.data.triples import TripleDataset
+from keft_jax.distributed import exchange, is_first, on_first, refuse_unlike
 from keft_jax.files import write_atomic
 from keft_jax.kg.embeddings import Embeddings, read_embeddings
 from keft_jax.models.pretrained import start_digest
-from keft_jax.sharding import make_mesh
+from keft_jax.sharding import fetch, make_mesh, own_device
 from keft_jax.train.checkpoint import BestParams, Checkpoints, abstract_like, load_params
 from keft_jax.train.console import Display, introduce, print_summary
 from keft_jax.train.coverage import count_shared, cover, fingerprint, refuse_selection_on_test
@@ -48,6 +50,7 @@ from keft_jax.train.parts import (
     AnyParts,
     Parts,
     build_any,
+    generate,
     load_parts,
     load_run_config,
 )
@@ -56,7 +59,15 @@ from keft_jax.train.start import take_over
 from keft_jax.train.state import State
 from keft_jax.train.triple_parts import TripleParts, load_triples, vectors_of
 from keft_jax.train.vectors import is_run, resolve
-from keft_jax.train.workdir import claim, refuse_other_inputs, refuse_other_run
+from keft_jax.train.watchdog import watch
+from keft_jax.train.workdir import (
+    claim,
+    refuse_other_inputs,
+    refuse_other_run,
+    refuse_unshared,
+)
+
+logger = logging.getLogger(__name__)
 
 VERSIONS = ("keft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -65,17 +76,26 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
     """Trains, evaluates the best parameters on the test splits, and writes the run's directory.
 
     Gives the content of summary.json, or {"stopped": step} after SIGTERM or control-C, when the
-    state is saved. Data and config are checked before anything is written. Raises KeftError.
+    state is saved. Data and config are checked before anything is written. Of several processes all
+    call this; the first one writes and speaks. Raises KeftError.
     """
-    folder = Path(workdir)
+    with contextlib.ExitStack() as stack:
+        # One that ends leaves the others waiting: what asks for it is kept from the start on.
+        alone = jax.process_count() == 1
+        stopping = None if alone else stack.enter_context(stop_signals())
+        return _train(config, Path(workdir), quiet or not is_first(), stopping)
+
+
+def _train(config: Config, folder: Path, quiet: bool, stopping: Callable[[], bool] | None) -> dict:
     console = rich.console.Console(stderr=True, quiet=quiet, emoji=False)
     config = resolve(config)
-    refuse_other_run(config, folder)
-    if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text())
+    on_first(lambda: refuse_other_run(config, folder))
+    summary = read_summary(folder)
+    if summary is not None:
         console.print(f"{folder}: finished already; these are its results", highlight=False)
         print_summary(summary, quiet=quiet)
         return summary
+    on_first(lambda: generate(config))
     parts, splits = build_any(config)
     given = load_given(parts)
     examples: Any = parts.training(splits)
@@ -103,16 +123,23 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
         "objective.distill.teacher": identify(*given.teacher) if given.teacher else "",
         **given.inputs(),
     }
-    with claim(folder):
+    refuse_unlike({**inputs, "config": config_hash(config), **versions()})
+
+    def begin() -> None:
         refuse_other_inputs(inputs, folder)
         write_atomic(folder / "inputs.json", json.dumps(inputs, indent=2))
         if not (folder / "config.json").is_file():
             parts.save(folder)
         elif (folder / "config.json").read_text() != to_json(config):  # in free fields
             write_atomic(folder / "config.json", to_json(config))
+
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(claim(folder)))
+        refuse_unshared(folder)
+        on_first(begin)
         covers = {"train": cover(train_set, parts)}
         introduce(console, trainer, covers["train"], select, folder)
-        result = _fit(trainer, train_set, select, folder, console)
+        result = _fit(trainer, train_set, select, folder, console, stopping)
         if result.interrupted:
             step = int(result.state.step)
             console.print(
@@ -152,12 +179,21 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
             "kg_hash": parts.kg_hash,
             "versions": versions(),
             "device": f"{trainer.mesh.size} x {jax.devices()[0].device_kind}",
+            "processes": jax.process_count(),
             "seconds": result.seconds,
             "compilations": trainer.compilations,
         }
-        write_atomic(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+        text = json.dumps(summary, indent=2, ensure_ascii=False)
+        on_first(lambda: write_atomic(folder / "summary.json", text))
     print_summary(summary, quiet=quiet)
     return summary
+
+
+def read_summary(folder: Path) -> dict | None:
+    """Of a finished run, as the first process finds it; None where it is not finished."""
+    file = folder / "summary.json"
+    text = exchange(file.read_text() if is_first() and file.is_file() else "")[0]
+    return json.loads(text) if text else None
 
 
 def _fit(
@@ -166,8 +202,10 @@ def _fit(
     select: Dataset | TripleDataset | None,
     folder: Path,
     console: rich.console.Console,
+    stopping: Callable[[], bool] | None,
 ) -> Fit:
-    """`fit` from the last good checkpoint, with everything that is kept on disk."""
+    """`fit` from the last good checkpoint, with everything that is kept on disk. stopping: whether
+    signals asked to stop, where they are kept already."""
     config = trainer.parts.config
 
     def warn(message: str) -> None:
@@ -184,25 +222,29 @@ def _fit(
             None,
         )
         first = 0 if state is None else int(state.step)
-        if progress is not None and progress.best is not None:
-            best.verify()
+        best.tidy(needed=progress is not None and progress.best is not None)
         if first:
             warn(f"resumed from step {first} of {config.optim.steps}")
-        stopping = stack.enter_context(stop_signals())
-        file = MetricsFile(folder / "metrics.jsonl", first)
-        stack.callback(file.close)
-        board = TensorBoard(folder, first)
-        stack.callback(board.close)
-        display = Display(console, first, config.optim.steps)
-        stack.callback(display.close)
+        if stopping is None:
+            stopping = stack.enter_context(stop_signals())
+        stack.enter_context(watch(config.watch, folder, logger.error))
+        file: MetricsFile | None = None
+        outs: list[MetricsFile | TensorBoard | Display] = []
+        if is_first():
+            file = MetricsFile(folder / "metrics.jsonl", first)
+            display = Display(console, first, config.optim.steps)
+            outs = [file, TensorBoard(folder, first), display]
+            for out in outs:
+                stack.callback(out.close)
 
         def log(step: int, scalars: Scalars) -> None:
-            for out in (file, board, display):
+            for out in outs:
                 out.log(step, scalars)
 
         def save(state: State, progress: Any) -> None:
             refuse_not_finite(state)
-            file.flush()
+            if file is not None:
+                file.flush()
             # A checkpoint that knows of better parameters is written after them.
             best.wait()
             checkpoints.save(int(state.step), state, progress)
@@ -254,21 +296,21 @@ def load_given(parts: AnyParts) -> Given:
     relations start as, and the run that all starts from. Raises KeftError."""
 
     def guide(path: str) -> tuple[KgeConfig, Any, Embeddings]:
-        run, params = load_triple_run(path, make_mesh(parts.config.mesh))
+        run, params = load_triple_run(path, own_device())
         return run.config.kge, jax.device_get(params["scorer"]), vectors_of(run, params)
 
     if isinstance(parts, TripleParts):
         return make_triple_given(parts, load_vectors)
     given = make_given(parts, load_teacher(parts), load_vectors, guide)
     start = parts.config.optim.start
-    return take_over(given, *load_run(start, make_mesh(MeshConfig(data=1)))) if start else given
+    return take_over(given, *load_run(start, own_device())) if start else given
 
 
 def load_vectors(path: str | os.PathLike[str]) -> Embeddings:
     """Of the directory of a run of link prediction, or a folder of embeddings. Raises KeftError."""
     if not is_run(path):
         return read_embeddings(Path(path))
-    return vectors_of(*load_triple_run(path, make_mesh(MeshConfig(data=1))))
+    return vectors_of(*load_triple_run(path, own_device()))
 
 
 def load_teacher(parts: Parts) -> tuple[Parts, Any] | None:
@@ -326,7 +368,7 @@ def identify(parts: Parts, params: Any) -> str:
     """sha256 of a run's config and its best parameters: equal only where all its outputs are."""
     out = hashlib.sha256(config_hash(parts.config).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(jax.device_get(leaf))
+        array = fetch(leaf)
         out.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         out.update(array.tobytes())
     return out.hexdigest()

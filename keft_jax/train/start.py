@@ -14,6 +14,7 @@ import numpy as np
 from keft_jax.config import KeftError
 from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import flat, put
+from keft_jax.sharding import fetch
 from keft_jax.train.given import Given
 from keft_jax.train.parts import Parts
 
@@ -82,7 +83,7 @@ def complete(start: Tree, params: Tree) -> Tree:
     out: Tree = {}
     for path, value in flat(start).items():
         if np.isnan(value).any():
-            value = np.where(np.isnan(value), np.asarray(jax.device_get(own[path])), value)
+            value = np.where(np.isnan(value), fetch(own[path]), value)
         put(out, path, value)
     return out
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from keft_jax.config import OptimConfig
 from keft_jax.models.functional import Model
 from keft_jax.sharding import replicated, row_sharding
+from keft_jax.train.guard import make_guard
 from keft_jax.train.rows import MOMENTS, RowTable, at, make_tables, put_at, without
 
 
@@ -28,6 +29,7 @@ class State:
     tables: Any = flax.struct.field(default_factory=dict)  # {path: RowTable}: parameters of which
     # a step changes some rows only
     ema: Any = None  # as params, with optim.ema
+    guard: Any = None  # train/guard.py, with optim.skip
 
     @property
     def model_params(self) -> Any:
@@ -49,6 +51,7 @@ def make_state(
         tables=make_tables(config, whole, paths),
         key=jax.random.key_data(train_key),
         ema=jax.tree.map(jnp.copy, params) if config.ema else None,
+        guard=make_guard() if config.skip else None,
     )
 
 
@@ -83,8 +86,15 @@ def state_shardings(
         is_leaf=is_frozen,
     )
     rest = replicated(mesh)
-    ema = params if config.ema else None
-    return State(step=rest, params=params, opt_state=opt_state, tables=tables, key=rest, ema=ema)
+    return State(
+        step=rest,
+        params=params,
+        opt_state=opt_state,
+        tables=tables,
+        key=rest,
+        ema=params if config.ema else None,
+        guard=dict.fromkeys(make_guard(), rest) if config.skip else None,
+    )
 
 
 def _by_rows(sharding: NamedSharding, axes: int) -> NamedSharding | Format:

@@ -20,9 +20,19 @@ from keft_jax.models.sample import surround
 from keft_jax.sharding import MESH_AXES, batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
 from keft_jax.train.exchange import Exchange
+from keft_jax.train.guard import choose, judge
 from keft_jax.train.objective import Frozen, Metrics, Objective
 from keft_jax.train.optim import average, scale_at, schedule, stop_frozen
-from keft_jax.train.rows import RowTable, at, collect, fetch_rows, put_at, update_rows, without
+from keft_jax.train.rows import (
+    RowTable,
+    at,
+    collect,
+    drop,
+    fetch_rows,
+    put_at,
+    update_rows,
+    without,
+)
 from keft_jax.train.state import State
 
 
@@ -78,9 +88,11 @@ def make_train_step(
         totals: Any,
         key: jax.Array,
         step: jax.Array,
-    ) -> tuple[Any, dict[str, RowTable], Metrics]:
-        """(gradients of the parameters, the tables after the step, metrics). With an exchange: on
-        one chip, of its part of what is shown."""
+        guard: Any,
+    ) -> tuple[Any, dict[str, RowTable], Metrics, Any]:
+        """(gradients of the parameters, the tables after the step, metrics, with optim.skip: the
+        verdict on the step and the guard after it). With an exchange: on one chip, of its part of
+        what is shown."""
         renumbered, rows = fetch_rows(objective.model, tables, shown, exchange)
         views = {name: (shown[name], renumbered[name]) for name in shown}
         whole = put_at(params, {path: r.value for path, r in rows.items()})
@@ -94,6 +106,11 @@ def make_train_step(
         if exchange:
             lost = sum(r.route.overflow for r in rows.values() if r.route)
             metrics["row_overflow"] = (over_chips(jnp.float32(lost)), jnp.ones(()))
+        verdict = None
+        if guard is not None:
+            (total, _), (norm, _) = metrics["loss/total"], metrics["grad_norm"]
+            verdict = judge(config, guard, total, norm)
+            sent = {path: drop(verdict[0], tables[path], *rows) for path, rows in sent.items()}
         rate = frozen["learning_rate"] * rising(step)
         tables = {
             path: update_rows(
@@ -101,40 +118,52 @@ def make_train_step(
             )
             for path, table in tables.items()
         }
-        return grads, tables, metrics
+        return grads, tables, metrics, verdict
 
-    def on_chip(params: Any, tables: Any, frozen: Any, shown: Any, totals: Any, key: Any, n: Any):
+    def on_chip(
+        params: Any, tables: Any, frozen: Any, shown: Any, totals: Any, key: Any, *rest: Any
+    ) -> Any:
         key = jax.random.fold_in(key, jax.lax.axis_index(MESH_AXES))  # dropout of its own
         with on_mesh(None):
-            return backward(params, tables, frozen, shown, totals, key, n)
+            return backward(params, tables, frozen, shown, totals, key, *rest)
 
     def train_step(state: State, frozen: Frozen, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         batch, frozen = surround(batch, frozen)
+        asked = frozen.get("stop")  # distributed.Stop
+        frozen = {name: value for name, value in frozen.items() if name != "stop"}
         if config.ema:
             frozen = {**frozen, "ema": state.ema}
         frozen = {**frozen, "done": state.step / max(config.steps - 1, 1)}
         # Sums over the batch and draws for it come before it is cut: they are those of one device.
         totals = objective.totals(batch)
         shown = objective.views(batch, frozen, key)
-        given = (state.params, state.tables, frozen, shown, totals, key, state.step)
+        given = (state.params, state.tables, frozen, shown, totals, key, state.step, state.guard)
         if exchange is None:
-            grads, tables, metrics = backward(*given)
+            grads, tables, metrics, verdict = backward(*given)
         else:
             cut, same = P(MESH_AXES), P()
-            specs = (same, cut, same, cut, same, same, same)
+            specs = (same, cut, same, cut, same, same, same, same)
             mapped = jax.shard_map(
                 on_chip,
                 mesh=exchange.mesh,
                 in_specs=specs,
-                out_specs=(same, cut, same),
+                out_specs=(same, cut, same, same),
                 check_vma=False,  # models know nothing of it
             )
-            grads, tables, metrics = mapped(*given)
+            grads, tables, metrics, verdict = mapped(*given)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
         params = optax.apply_updates(state.params, updates)
         ema = average(config, state.step, state.ema, params) if config.ema else state.ema
+        guard = state.guard
+        if verdict is not None:
+            bad, guard = verdict
+            metrics["skipped"] = (guard["skipped"].astype(jnp.float32), jnp.ones(()))
+            before = (state.params, state.opt_state, state.ema)
+            params, opt_state, ema = choose(bad, before, (params, opt_state, ema))
+        if asked is not None:
+            metrics["stop"] = (asked.sum(), jnp.ones(()))
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -142,6 +171,7 @@ def make_train_step(
             opt_state=opt_state,
             tables=tables,
             ema=ema,
+            guard=guard,
         )
         return state, metrics
 

@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from keft_jax.config import Config, KeftError, to_json
-from keft_jax.data.vocabulary import round_up
 from keft_jax.data.splits import Splits
 from keft_jax.data.triples import (
     Known,
@@ -23,6 +22,7 @@ from keft_jax.data.triples import (
     fingerprint_triples,
     make_triple_dataset,
 )
+from keft_jax.data.vocabulary import round_up
 from keft_jax.files import write_atomic
 from keft_jax.kg import disk
 from keft_jax.kg.embeddings import Embeddings
@@ -30,7 +30,7 @@ from keft_jax.kg.names import Names
 from keft_jax.kg.triples import SELECT, TRAIN, read_splits
 from keft_jax.models.functional import Model
 from keft_jax.models.kge import TripleModel
-from keft_jax.sharding import replicated
+from keft_jax.sharding import place, replicated
 from keft_jax.tasks.link_prediction import LinkPrediction
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class TripleParts:
         """What the step reads beside the batch."""
         if not self.config.kge.filtered:
             return {"names": {}}
-        return {"names": {}, "known": jax.device_put(self.trained_on.answers, replicated(mesh))}
+        return {"names": {}, "known": place(self.trained_on.answers, replicated(mesh))}
 
     def training(self, splits: Splits) -> np.ndarray:
         return splits.train

@@ -6,17 +6,20 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from keft_jax.config import Config, KeftError, config_hash
+from keft_jax.distributed import exchange, on_first
+from keft_jax.files import write_atomic
 from keft_jax.train.parts import VECTORS, load_run_config
 
-FREE = ("checkpoint.", "mesh.", "gain.", "eval.batch", "name")
+FREE = ("checkpoint.", "mesh.", "gain.", "watch.", "eval.batch", "optim.skip", "name")
 """Fields, or sections, that may change when a run is resumed: none changes what is computed, but
 for rounding on another mesh."""
-OWN = ("tokenizer.json", "labels.json", "inputs.json", "kg", VECTORS)
+OWN = ("tokenizer.json", "labels.json", "inputs.json", "kg", "compiled", VECTORS)
 """What may stand in a directory without config.json: a run stopped while it was being made."""
 
 
@@ -73,6 +76,19 @@ def flatten(config: Any, path: str = "") -> dict[str, Any]:
     return out
 
 
+def refuse_unshared(folder: Path) -> None:
+    """Raises KeftError where the processes of a run do not write to one and the same folder."""
+    file = folder / ".shared"
+    on_first(lambda: write_atomic(file, secrets.token_hex(8)))
+    found = exchange(file.read_text() if file.is_file() else "")
+    for process, own in enumerate(found):
+        if own != found[0]:
+            raise KeftError(
+                f"--workdir {folder}: process {process} does not see there what process 0 wrote; "
+                "give a folder on a file system that all hosts share (NFS, Lustre, GCS FUSE)"
+            )
+
+
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Makes the directory and holds it: two processes in one would spoil both. The lock goes with
@@ -91,4 +107,6 @@ def claim(folder: Path) -> Iterator[None]:
             raise KeftError(
                 f"--workdir {folder}: another process trains there; wait for it, or name another"
             ) from None
+        for left in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         yield
