@@ -14,7 +14,7 @@ from keft_jax.data.features import Knowledge
 from keft_jax.data.rows import ROWS
 from keft_jax.kg.resident import Room, lay_out, refuse_large
 from keft_jax.models.sample import GRAPH
-from keft_jax.sharding import MESH_AXES, replicated
+from keft_jax.sharding import MESH_AXES, place, replicated
 
 LARGE = 1 << 26
 """Bytes from which an array lies cut over all devices; smaller ones lie whole on each."""
@@ -68,6 +68,6 @@ def put(graph: Resident, mesh: Mesh) -> Resident:
     def put_one(x: np.ndarray) -> jax.Array:
         cut = x.nbytes >= LARGE and len(x) % mesh.size == 0
         spec = NamedSharding(mesh, PartitionSpec(MESH_AXES)) if cut else replicated(mesh)
-        return jax.device_put(x, spec)
+        return place(x, spec)
 
     return jax.tree.map(put_one, graph)
