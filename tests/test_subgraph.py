@@ -33,12 +33,12 @@ def reference(kg, seeds, budget):
     facts = list(zip(kg.heads.tolist(), kg.rels.tolist(), kg.tails.tolist(), strict=True))
     frequency = Counter(r for _, r, _ in facts)
     degree = Counter(x for h, _, t in facts for x in (h, t))
-    step = {}
-    for h, r, t in facts:
-        for u, v in ((h, t), (t, h)):
-            if u != v:
-                cost = octaves(1 + frequency[r]) + octaves(1 + degree[u])
-                step[u, v] = min(cost, step.get((u, v), cost))
+    step, place = {}, Counter()
+    ways = [(h, r, "out", t) for h, r, t in facts] + [(t, r, "in", h) for h, r, t in facts]
+    for u, r, way, v in sorted(way for way in ways if way[0] != way[3]):
+        place[u, r, way] += 1
+        cost = octaves(1 + frequency[r]) + octaves(1 + degree[u]) + octaves(place[u, r, way])
+        step[u, v] = min(cost, step.get((u, v), cost))
     room = budget.nodes - 1
     seeds = list(dict.fromkeys(s for s in seeds if s >= 0))
     cut = len(seeds) > room

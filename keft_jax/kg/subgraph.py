@@ -3,9 +3,10 @@
 Nodes are taken hop by hop; within a hop the most relevant first, then by id. The relevance of the
 best walk from a seed is the product over its steps u -r-> v of
 
-    1 / ((1 + facts of r) * (1 + degree of u))
+    1 / ((1 + facts of r) * (1 + degree of u) * place of v among those that u has by r)
 
-so rare relations and small parents come first, and what lies behind a hub comes last. A node that
+so rare relations and small parents come first, what lies behind a hub comes last, and of a node
+with too many facts something of each of its relations is kept (places are by id). A node that
 k kept nodes of the hop before lead to is k times as relevant (it joins them). Relevances are held
 as integer costs, -64 log2, so that sums are exact and any machine gives the same subgraph.
 
@@ -27,7 +28,7 @@ from keft_jax.config import KeftError, check
 from keft_jax.kg.store import KG
 
 _SCALE = 64  # cost units an octave
-DEAREST = _SCALE * (31 + 32)  # cost of a step, at most
+DEAREST = _SCALE * (31 + 32 + 31)  # cost of a step, at most
 _COST_BITS = 16  # 8 hops
 _NODE_BITS = 31  # entity ids are int32
 _CHUNK = 256  # examples at a time: their sort keys stay in the cache
@@ -95,9 +96,16 @@ def _make_index(kg: KG) -> _Index:
     relation_cost = octaves(1 + np.bincount(kg.rels, minlength=kg.n_relations))
     source = np.concatenate([kg.heads, kg.tails]).astype(np.int64)
     target = np.concatenate([kg.tails, kg.heads])
-    cost = np.tile(relation_cost[kg.rels], 2) + octaves(1 + kg.degrees)[source]
+    relation = np.concatenate([kg.rels, kg.rels + kg.n_relations])
+    cost = np.tile(relation_cost, 2)[relation] + octaves(1 + kg.degrees)[source]
     real = source != target
-    source, target, cost = source[real], target[real], cost[real]
+    source, target, relation, cost = source[real], target[real], relation[real], cost[real]
+    order = np.lexsort((target, relation, source))
+    source, target, relation, cost = source[order], target[order], relation[order], cost[order]
+    opens = np.ones(len(source), bool)
+    opens[1:] = (np.diff(source) != 0) | (np.diff(relation) != 0)
+    place, _ = _rank(np.cumsum(opens) - 1, int(opens.sum()))
+    cost = cost + octaves(1 + place)
     order = np.lexsort((cost, target, source))
     source, target, cost = source[order], target[order], cost[order]
     best = np.ones(len(source), bool)

@@ -111,14 +111,13 @@ class Edges:
         return jax.vmap(lambda x, i: jraph.segment_max(x, i, self.nodes))(x, self.receivers)
 
     def context(self, node_bk: jax.Array, relations: int) -> jax.Array:
-        """Which of so many relations arrive at some nodes (-1: none), and how often: log(1 + count)
-        brought to unit length, f32[b, k, r]."""
+        """Which of so many relations arrive at some nodes (-1: none), brought to unit length,
+        f32[b, k, r]. Not how often: the subgraph was cut to say something of each relation."""
         arrives_bke = (node_bk[..., None] == self.receivers[:, None]) & self.mask_be[:, None]
         kinds_ber = jax.nn.one_hot(self.relation_be, relations)
         count_bkr = jnp.einsum("bke,ber->bkr", arrives_bke.astype(jnp.float32), kinds_ber)
-        some_bkr = jnp.log1p(count_bkr)
-        length_bk1 = jnp.sqrt((some_bkr**2).sum(-1, keepdims=True))
-        return some_bkr / jnp.maximum(length_bk1, 1e-6)
+        some_bkr = jnp.where(count_bkr > 0, 1.0, 0.0)
+        return some_bkr / jnp.sqrt(jnp.maximum(some_bkr.sum(-1, keepdims=True), 1))
 
     def degrees(self) -> tuple[jax.Array, jax.Array]:
         """(out, in) f32[b, n], self-edge counted."""
