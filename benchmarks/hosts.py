@@ -19,7 +19,6 @@ import signal
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from launch import free_port, spawn, triples_config, wait
 
@@ -54,13 +53,19 @@ def start(config: Config, folder: Path, processes: int, devices: int) -> list[in
     def run(process: int) -> None:
         join(f"localhost:{port}", processes, process)
         record(folder.with_name(f"{folder.name}-{process}.batches"))
-        train(config, folder, quiet=True)
+        ended = train(config, folder, quiet=True)
+        result(folder, process).write_text(json.dumps(ended.get("stopped")))
 
     cache = str(folder.parent / f"compiled-{processes}-{devices}")
     return [
         spawn(lambda i=i: run(i), folder.with_name(f"{folder.name}-{i}.log"), devices, cache)
         for i in range(processes)
     ]
+
+
+def result(folder: Path, process: int) -> Path:
+    """Where a process says at which step it was stopped."""
+    return folder.with_name(f"{folder.name}-{process}.json")
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -97,14 +102,16 @@ def stop_one(config: Config, folder: Path) -> dict:
     os.kill(pids[1], signal.SIGTERM)
     codes = wait(pids)
     steps = sorted(int(p.stem) for p in (folder / "checkpoints").glob("*.json"))
-    seen = [len(batches(folder, 2))]
-    return {"exit codes": codes, "last checkpoint": steps[-1], "steps taken": seen[0]}
+    told = [json.loads(result(folder, i).read_text()) for i in range(2)]
+    return {"exit codes": codes, "stopped at": told, "last checkpoint": steps[-1]}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, required=True)
-    out = options.parse_args().out.resolve()
+    options.add_argument("--only", default="", help="of one, 2x1, 2x2, 4x1, stopped, again-1, ...")
+    given = options.parse_args()
+    out, only = given.out.resolve(), given.only.split(",") if given.only else []
     config = triples_config(out / "data")
     file = out / "hosts.json"
     done = json.loads(file.read_text()) if file.exists() else {}
@@ -114,13 +121,16 @@ def main() -> None:
         file.write_text(json.dumps(done, indent=2))
         print(name, json.dumps(value), flush=True)
 
+    def wanted(name: str) -> bool:
+        return name not in done and (not only or name in only)
+
     def fresh(name: str) -> Path:
         for left in out.glob(f"{name}*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return out / name
 
     one = out / "one"
-    if "one" not in done:
+    if wanted("one"):
         pids = start(config, fresh("one"), 1, 1)
         note("one", {"exit codes": wait(pids)})
 
@@ -135,19 +145,18 @@ def main() -> None:
 
     for processes, devices in CASES:
         name = f"{processes}x{devices}"
-        if name not in done:
+        if wanted(name):
             folder = fresh(name)
             note(name, compare(folder, wait(start(config, folder, processes, devices))))
-    if "stopped" not in done:
+    if wanted("stopped"):
         note("stopped", stop_one(config, fresh("stopped")))
     for processes in AGAIN:
         name = f"again-{processes}"
-        if name not in done:
+        if wanted(name):
             folder = fresh(name)
             shutil.copytree(out / "stopped", folder)
             codes = wait(start(config, folder, processes, 1))
             note(name, compare(folder, codes, done["stopped"]["last checkpoint"]))
-    note("versions", {"jax": jax.__version__})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,12 @@ PATIENCE = 30
 FRAME = 1024  # bytes: what is exchanged is padded to a power of two of these
 
 
+class JoinError(KeftError):
+    """The other processes are not there, which may be otherwise the next time."""
+
+    exit_code = 1
+
+
 def join(
     coordinator: str = "",
     processes: int | None = None,
@@ -67,6 +73,10 @@ def join(
     cluster = "" if not missing else _find_cluster(env)
     if missing and not cluster:
         return
+    if not missing:
+        count, number = _whole(given, "processes", 2), _whole(given, "process", 0)
+        if number >= count:
+            raise KeftError(f"--process = {number}: count from 0 to {count - 1}")
     # A SIGTERM is for the run to take (run.stop_signals); JAX's own handler would keep it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -75,8 +85,8 @@ def join(
         else:
             jax.distributed.initialize(
                 str(given["coordinator"]),
-                _whole(given, "processes", 2),
-                _whole(given, "process", 0),
+                count,
+                number,
                 # Else SLURM would leave this process one of its host's devices.
                 cluster_detection_method="deactivate",
                 shutdown_timeout_seconds=PATIENCE,
@@ -85,7 +95,7 @@ def join(
         if cluster == "TPU" and "should be defined" in str(error):
             return  # a host without a pod around it
         where = f"in {cluster}" if cluster else f"at {given['coordinator']}"
-        raise KeftError(
+        raise JoinError(
             f"joining the other processes {where}: {error}; give --coordinator, --processes and "
             "--process, or --processes 1 for a run by itself"
         ) from error

@@ -262,6 +262,28 @@ def test_the_old_best_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     assert_equal(params, make_state(10).params)
 
 
+def test_best_params_that_a_checkpoint_knows_of_and_are_gone_are_missed_at_once(tmp_path):
+    best = BestParams(tmp_path / "best")
+    best.tidy(needed=False)
+    with pytest.raises(KeftError, match="the best parameters are gone"):
+        best.tidy(needed=True)
+    best.close()
+
+
+def test_what_was_left_half_written_is_removed(tmp_path):
+    save_params(tmp_path, 10, make_state(10).params)
+    for name in ("2.orbax-checkpoint-tmp", "2"):  # cut off while written, and while hashed
+        (tmp_path / name).mkdir()
+    for name in (".2.json.7-ab.part", ".2.1.part"):
+        (tmp_path / name).write_text("{")
+    messages = []
+    best = BestParams(tmp_path, messages.append)
+    best.tidy(needed=True)
+    best.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "1.json"]
+    assert len(messages) == 1 and "cut off" in messages[0]
+
+
 def test_no_params_yet(tmp_path):
     with pytest.raises(KeftError, match="no parameters yet"):
         load_params(tmp_path / "best", abstract(make_state(0).params))
