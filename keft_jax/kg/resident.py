@@ -29,8 +29,8 @@ class Room:
     entities: int
     triples: int
     relations: int
-    widest: int  # most neighbours of an entity
-    longest: int  # most pairs in a list
+    widest: int  # facts of an entity, at most
+    halvings: int  # to find a pair in a list
 
 
 def pad_size(count: int) -> int:
@@ -69,8 +69,8 @@ def lay_out(
         entities=pad_size(kg.n_entities + 1),
         triples=pad_size(kg.n_triples + 1),
         relations=pad_size(kg.n_relations),
-        widest=pad_size(int(width.max(initial=0))),
-        longest=pad_size(int(pairs.max(initial=0))),
+        widest=pad_size(int(kg.degrees.max(initial=8))),  # its neighbours, whatever the rewiring
+        halvings=int(pairs.max(initial=4)).bit_length() + 1,  # of a list of twice the length
     )
     if room is not None:
         own = Room(*map(max, astuple(own), astuple(room)))
@@ -80,8 +80,8 @@ def lay_out(
             "use knowledge.sample=host"
         )
 
-    def pad(x: np.ndarray, size: int, dtype: type = np.int32) -> np.ndarray:
-        out: np.ndarray = np.full(size, x[-1] if len(x) else 0, dtype)
+    def pad(x: np.ndarray, size: int) -> np.ndarray:
+        out = np.full(size, x[-1] if len(x) else 0, np.int32)
         out[: len(x)] = x
         return out
 
@@ -91,7 +91,7 @@ def lay_out(
     return own, {
         "near_start": starts(width, neighbours),
         "near": pad(index.neighbour, 2 * own.triples),
-        "near_cost": pad(index.cost, 2 * own.triples, np.uint16),
+        "near_cost": pad(index.cost, 2 * own.triples),
         "pair_start": starts(pairs, neighbours and edges),
         "pair_to": pad(other[fact], own.triples),
         "pair_fact": pad(np.append(fact, kg.n_triples), own.triples),

@@ -1,8 +1,8 @@
 """Subgraphs made inside the step: the same as `kg.subgraph.extract` makes on the host, bit for bit.
 
 Of every example's seeds, with all shapes static: the neighbours of a hop are a prefix of each
-node's sorted list, grouped by one sort, of which `top_k` takes the best. Edges are found by looking
-up every pair of kept nodes. Lists cut over devices are read by plain gathers.
+node's sorted list, grouped by one sort and ranked by another. Edges are found by looking up every
+pair of kept nodes. Lists cut over devices are read by plain gathers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import numpy as np
 from keft_jax.data.batch import Batch, Resident, Seeds
 from keft_jax.kg.subgraph import DEAREST, LOOK, octaves
 from keft_jax.sharding import shard
-
-_FAR = np.int32(1 << 20)  # above any cost, and exact in float32
 
 GRAPH = "graph"
 """The name of a Resident among what the step reads."""
@@ -96,23 +94,21 @@ def _take_nodes(graph: Resident, seeds_m: jax.Array) -> dict[str, jax.Array]:
     parents = seeds_m, jnp.zeros(count, jnp.int32), new_m & (place_m < room)
     slot_n, slot_r = jnp.arange(budget.nodes), jnp.arange(room)
     for hop in range(budget.hops):
-        entity_k, best_k = _rank(graph, entity_n, parents, hop)
-        score_r, at_r = jax.lax.top_k(-best_k.astype(jnp.float32), room)  # the first of equals
-        found, free = (best_k < _FAR).sum(), room - n_node
-        taken_r = entity_k[at_r]
+        taken_r, cost_r, found = _rank(graph, entity_n, parents, hop)
+        free = room - n_node
         added_n = taken_r[jnp.clip(slot_n - n_node, 0, room - 1)]
         added_n = jnp.where(slot_n - n_node < jnp.minimum(found, free), added_n, -1)
         entity_n = jnp.where(slot_n < n_node, entity_n, added_n)
-        parents = taken_r, (-score_r).astype(jnp.int32), slot_r < jnp.minimum(found, free)
+        parents = taken_r, cost_r, slot_r < jnp.minimum(found, free)
         cut |= found > free
         n_node += jnp.minimum(found, free)
     seed_m = jnp.where(real_m & (node_m < room), node_m, -1)
     return {"entity": entity_n, "n_node": n_node, "seed_node": seed_m, "cut": cut}
 
 
-def _rank(graph: Resident, kept_n: jax.Array, parents: Any, hop: int) -> tuple[Any, Any]:
-    """(entities in rising order, costs): each new neighbour at one place with its cost, _FAR at
-    the others."""
+def _rank(graph: Resident, kept_n: jax.Array, parents: Any, hop: int) -> tuple[Any, Any, Any]:
+    """(the best new neighbours of the parents, as many as there may be nodes; their costs; how many
+    there are of all)."""
     (entity_f, cost_f, there_f), room = parents, graph.budget.nodes - 1
     look = min(room if hop else LOOK * room, graph.room.widest)
     nobody = graph.room.entities
@@ -121,18 +117,22 @@ def _rank(graph: Resident, kept_n: jax.Array, parents: Any, hop: int) -> tuple[A
     at_fl = begin_f[:, None] + jnp.arange(look)
     there_fl = jnp.arange(look) < count_f[:, None]
     near_k = jnp.where(there_fl, _at(graph.near, at_fl), nobody).ravel()
-    cost_k = cost_f[:, None] + _at(graph.near_cost, at_fl).astype(jnp.int32)
+    cost_k = cost_f[:, None] + _at(graph.near_cost, at_fl)
     # A cost of 0 marks what is kept already, and nobody.
     entity_k = jnp.concatenate([jnp.where(kept_n >= 0, kept_n, nobody), near_k])
     cost_k = jnp.concatenate([jnp.zeros_like(kept_n), jnp.where(there_fl, cost_k, 0).ravel()])
-    entity_k, cost_k = _sort(entity_k, cost_k, graph.room.entities, (hop + 1) * DEAREST)
+    far = (hop + 1) * DEAREST + 1
+    entity_k, cost_k = _sort(entity_k, cost_k, nobody, far)
     opens_k = jnp.concatenate([jnp.ones(1, bool), entity_k[1:] != entity_k[:-1]])
     place_k = jnp.arange(len(entity_k))
     next_k = jax.lax.cummin(jnp.where(opens_k, place_k, len(place_k)), reverse=True)
     ways_k = jnp.append(next_k[1:], len(place_k)) - place_k
     fewer = octaves(np.arange(1, len(entity_f) + 2))
     best_k = jnp.maximum(cost_k - jnp.asarray(fewer)[jnp.clip(ways_k - 1, 0, len(entity_f))], 1)
-    return entity_k, jnp.where(opens_k & (cost_k > 0), best_k, _FAR)
+    best_k = jnp.where(opens_k & (cost_k > 0), best_k, far)
+    # Not by top_k, which the partitioner would have every device do for the whole batch.
+    cost_r, place_r = (x[:room] for x in _sort(best_k, place_k, far, len(place_k)))
+    return entity_k[place_r], cost_r, (best_k < far).sum()
 
 
 def _sort(x: jax.Array, y: jax.Array, most_x: int, most_y: int) -> tuple[jax.Array, jax.Array]:
@@ -158,9 +158,8 @@ def _take_edges(graph: Resident, entity_n: jax.Array, n_node: jax.Array) -> dict
     until_r = until_q[last_r]
     own_r = jnp.diff(until_r, prepend=0)
     firsts_r = jnp.cumsum(own_r > 0)
-    firsts = firsts_r[-1] if room else 0
     before_r = firsts_r - (own_r > 0)
-    others_r = jnp.clip(most - firsts - (until_r - own_r - before_r), 0, own_r - 1)
+    others_r = jnp.clip(most - firsts_r[-1] - (until_r - own_r - before_r), 0, own_r - 1)
     keep_r = jnp.where((own_r > 0) & (before_r < most), 1 + others_r, 0)
     before_q = until_q - count_q - (until_r - own_r)[far_q]
     kept_q = jnp.clip(keep_r[far_q] - before_q, 0, count_q)
@@ -211,8 +210,7 @@ def _find_pairs(
         low_q = jnp.where(right_q, middle_q + 1, low_q)
         return low_q, jnp.where(right_q, high_q, jnp.minimum(middle_q, high_q))
 
-    steps = graph.room.longest.bit_length()
-    low_q, _ = jax.lax.fori_loop(0, steps, halve, (low_q, end_q))
+    low_q, _ = jax.lax.fori_loop(0, graph.room.halvings, halve, (low_q, end_q))
     hit_q = (low_q < end_q) & (_at(graph.pair_to, low_q) == want_q)
     first_q = _at(graph.pair_fact, low_q)
     return owner_q, other_q, first_q, jnp.where(hit_q, _at(graph.pair_fact, low_q + 1) - first_q, 0)

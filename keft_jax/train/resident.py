@@ -16,7 +16,7 @@ from keft_jax.kg.resident import Room, lay_out, refuse_large
 from keft_jax.models.sample import GRAPH
 from keft_jax.sharding import MESH_AXES, place, replicated
 
-LARGE = 1 << 26
+LARGE = 1 << 28
 """Bytes from which an array lies cut over all devices; smaller ones lie whole on each."""
 
 _kept: weakref.WeakKeyDictionary[Knowledge, tuple[Any, Resident]] = weakref.WeakKeyDictionary()
