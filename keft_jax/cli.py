@@ -248,6 +248,32 @@ def bench(argv: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
+class Compile:
+    """Compiles the training step of --config FILE[:ARG] for TPUs that are not there, by libtpu:
+    whether it fits, memory, FLOPs, collectives, an estimate of MFU. JSON, the last line of stdout;
+    leaves with 1 where it does not fit."""
+
+    config: ConfigOptions
+    topology: str
+    """KIND:SIZE of a slice, as v5e:16x16; KIND is v4, v5e, v5p or v6e."""
+    slices: int = 1
+    """Slices of that size. mesh.data goes over them, by the network between."""
+
+
+def compile_step(argv: Sequence[str]) -> int:
+    _, config, rest = take_config(argv)
+    own = parse(Compile, rest, prog="keft compile", default=Compile(config, topology=""))
+    from keft_jax.aot.run import DoesNotFitError, compile_ahead
+
+    try:
+        print(json.dumps(compile_ahead(own.config, own.topology, own.slices)))
+    except DoesNotFitError as error:
+        print(json.dumps(error.report))
+        raise
+    return 0
+
+
+@dataclass(frozen=True)
 class Init:
     """Writes a config for a graph and a text file of one's own, and says what it assumed and why.
     The options from --text-column on name columns that were guessed wrong."""
@@ -343,6 +369,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "gain": (gain, "what the knowledge was worth: controls, seeds, one table"),
     "gain-merge": (gain_merge, "one table from several"),
     "bench": (bench, "what a training step takes, and what its knowledge costs"),
+    "compile": (compile_step, "what a training step takes on TPUs that are not there"),
     "evaluate": (evaluate, "a run's metrics on a labelled file, as JSON"),
     "predict": (predict, "a run's answers, as JSON lines"),
     "similar": (similar, "the nearest entities in a run's vectors, or in embeddings"),

@@ -17,6 +17,7 @@ ORDER = (
     ("explain", "predict", "export", "link"),
     ("gain",),
     ("bench", "init", "doctor"),
+    ("aot",),
     ("__init__",),
     ("options", "cli", "cli_run"),
 )

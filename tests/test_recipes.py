@@ -29,7 +29,7 @@ FILES = sorted((ROOT / "configs").glob("*.py"))
 SPECS = [
     (file, arg)
     for file in FILES
-    if not file.stem.startswith(("bench", "kge"))
+    if not file.stem.startswith(("bench", "kge", "scale"))
     for arg in OWN.get(file.stem, ("80", *(f"80,{mode}" for mode in MODES[1:]), "all"))
 ]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from keft_jax.bench.hlo import Instruction, Module, parse
 
 FORMULA = """\
 bytes a device a step = the bytes of the operands of every all-reduce, reduce-scatter, all-gather,
-all-to-all and collective-permute in the per-device program, without the padding of layouts; what
-stands in the body of a loop counts once"""
+all-to-all and collective-permute in the per-device program, and of every transfer between slices,
+without the padding of layouts; what stands in the body of a loop counts once a turn"""
 
 KINDS = {
     "all-reduce",
@@ -21,48 +24,108 @@ KINDS = {
     "collective-broadcast",
     "collective-permute",
 }
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)")
+DCN = "dcn-"
+"""Begins the kinds of what goes over the network between slices."""
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# What moves or lays out an array and does not change what it is of.
+_SAME = {
+    *("bitcast", "convert", "copy", "copy-start", "copy-done", "reshape", "transpose"),
+    *("get-tuple-element", "slice", "slice-start", "slice-done", "optimization-barrier"),
+    *("all-gather-start", "all-gather-done"),
+}
 
 
 @dataclass(frozen=True)
 class Collective:
     """One collective instruction of the per-device program."""
 
-    kind: str  # of KINDS
+    kind: str  # of KINDS, or such a one between slices
     operands: tuple[str, ...]  # such as f32[16,272,200]
     bytes: int  # of all operands
+    count: int = 1  # times a step
+    group: int = 0  # devices that take part together; 0: the text does not tell
+    source: str = ""  # the op of the traced program
 
 
-def find_collectives(hlo: str) -> list[Collective]:
+def find_collectives(hlo: str | Module) -> list[Collective]:
     """All in the text of a compiled module, `compiled.as_text()`; an asynchronous one counts where
     it starts."""
-    types: dict[str, str] = {}
-    calls = []
-    for line in hlo.splitlines():
-        found = _INSTRUCTION.match(line)
-        if found is None:
-            continue
-        name, result, operation, rest = found.groups()
-        types[name] = result
-        kind = operation.removesuffix("-start")
-        if kind in KINDS:
-            # Operands end where the attributes begin; the layouts' own parentheses have no comma.
-            calls.append((kind, re.findall(r"%([\w.-]+)", rest.split("), ")[0])))
-    return [_make(kind, [types[name] for name in names]) for kind, names in calls]
+    module = parse(hlo) if isinstance(hlo, str) else hlo
+    types, (runs, _) = module.types, module.runs()
+    out = []
+    for computation in module.computations.values():
+        lines = computation.instructions.values()
+        starts = any('custom_call_target="AsyncCollectiveStart"' in one.text for one in lines)
+        for one in lines:
+            # One that runs beside several fusions stands in each of them.
+            beside = "async_collective_fusion_config" in one.text
+            kind = _kind(one)
+            if kind and (starts or not beside) and runs.get(computation.name, 0):
+                of = [types[name] for name in one.operands if name in types]
+                out.append(
+                    _make(kind, of if kind[:4] != DCN else of[:1], one, runs[computation.name])
+                )
+    return out
 
 
-def count_bytes(hlo: str) -> dict[str, int]:
+def count_bytes(found: str | Iterable[Collective]) -> dict[str, int]:
     """Bytes a device a step by kind, as FORMULA says."""
     total: collections.Counter[str] = collections.Counter()
-    for one in find_collectives(hlo):
-        total[one.kind] += one.bytes
+    for one in find_collectives(found) if isinstance(found, str) else found:
+        total[one.kind] += one.bytes * one.count
     return dict(total)
 
 
-def _make(kind: str, types: list[str]) -> Collective:
+def find_gathered(module: Module, prefixes: tuple[str, ...]) -> list[str]:
+    """Paths of the program's parameters, of those that begin so, that an all-gather makes whole;
+    and "(output)" for each all-gather that is what the program gives back."""
+    entry = module.entry.instructions
+
+    def origin(name: str, stop: tuple[str, ...] = ()) -> Instruction | None:
+        one = entry.get(name)
+        while one and one.operation not in stop and one.operation in _SAME and one.operands:
+            one = entry.get(one.operands[0])
+        return one
+
+    out = []
+    for one in entry.values():
+        if one.operation in ("all-gather", "all-gather-start"):
+            of = [origin(name) for name in one.operands]
+            out += [o.source for o in of if o and o.operation == "parameter"]
+    out = [path for path in out if path.startswith(prefixes)]
+    root = entry.get(module.entry.root)
+    given = root.operands if root else ()
+    gathers = ("all-gather", "all-gather-start")
+    last = [origin(name, gathers) for name in given]
+    return out + ["(output)" for one in last if one and one.operation in gathers]
+
+
+def _kind(one: Instruction) -> str:
+    if one.operation == "send":
+        found = _BETWEEN_SLICES.search(one.text)
+        return DCN + found[1].lower().replace("_", "-") if found else ""
+    kind = one.operation.removesuffix("-start")
+    return kind if kind in KINDS else ""
+
+
+def _make(kind: str, types: list[str], one: Instruction, count: int) -> Collective:
     arrays = [array for text in types for array in _ARRAY.finditer(text)]
     bits = [
         int(array[2] or 8) * math.prod(int(n) for n in array[3].split(",") if n) for array in arrays
     ]
-    return Collective(kind, tuple(array[0] for array in arrays), sum(-(-n // 8) for n in bits))
+    size = sum(-(-n // 8) for n in bits)
+    operands = tuple(array[0] for array in arrays)
+    return Collective(kind, operands, size, count, _group(one.text), one.source)
+
+
+def _group(text: str) -> int:
+    """Devices of a group, of the three ways in which they are written."""
+    if found := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", text):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
+        sizes = dict(re.findall(r"('[^']*')=(\d+)", found[1]))
+        whole = [axis for axis in re.findall(r"'[^']*'(?:\:\(\d+\)\d+)?", found[2])]
+        return math.prod(int(sizes.get(a, a.rpartition(")")[2] or 1)) for a in whole)
+    found = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    return found[1].count(",") + 1 if found and found[1] else 0

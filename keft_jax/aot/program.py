@@ -1,0 +1,62 @@
+"""The real training step of a config over a mesh of chips, from shapes alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from keft_jax.aot.chips import Topology
+from keft_jax.aot.compiler import make_devices
+from keft_jax.bench.flops import count_step
+from keft_jax.bench.run import first_batches, prepare
+from keft_jax.config import Config
+from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.train.checkpoint import abstract_like
+from keft_jax.train.loop import Trainer
+from keft_jax.train.run import load_given
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the step is given, as shapes with their places, and the step lowered for them."""
+
+    mesh: Mesh
+    state: Any
+    frozen: dict[str, Any]
+    batch: Any
+    lowered: Any
+    flops: dict[str, float]  # useful, of a step over all chips, by part
+
+
+def lower(config: Config, topology: Topology) -> Program:
+    """Without a single array on a device. Input is made up as for `keft bench`, or the real one's
+    first where the config names a file. Raises KeftError."""
+    mesh = make_mesh(config.mesh, make_devices(topology))
+    optim = config.optim
+    # A batch of the smallest size with the same shares is made, and its shapes made longer.
+    times = math.gcd(optim.batch, optim.unlabelled)
+    few = dataclasses.replace(
+        optim, batch=optim.batch // times, unlabelled=optim.unlabelled // times, accumulate=1
+    )
+    parts, examples = prepare(dataclasses.replace(config, optim=few))
+    one: Any = first_batches(parts, examples)[0]
+    flops = {name: times * value for name, value in count_step(parts, one).items()}
+    parts = dataclasses.replace(parts, config=dataclasses.replace(parts.config, optim=optim))
+    cut, whole = batch_sharding(mesh), replicated(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((times * x.shape[0], *x.shape[1:]), x.dtype, sharding=cut),
+        one,
+    )
+    trainer: Trainer[Any] = Trainer(parts, load_given(parts), mesh)
+    state = abstract_like(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings)
+    # Of a copy: what it would keep for later calls has no values here.
+    frozen = jax.eval_shape(copy.copy(trainer).frozen)
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), frozen)
+    step: Any = trainer.train_step
+    return Program(mesh, state, frozen, batch, step.lower(state, frozen, batch), flops)
