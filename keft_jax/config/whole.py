@@ -291,6 +291,7 @@ class Config:
             ("data.test_share", data.test_share),
             ("encoder.pretrained", self.encoder.pretrained),
             ("knowledge.kg", self.knowledge.kg),
+            ("knowledge.sample", self.knowledge.sample.replace("host", "")),
             ("objective.mlm.weight", objective.mlm.weight),
             ("objective.distill.teacher", objective.distill.teacher),
             ("objective.schedules", objective.schedules),

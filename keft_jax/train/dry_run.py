@@ -77,7 +77,7 @@ def measure(trainer: Trainer, batch: Batch, compiled: Any = None) -> dict[str, f
         "parameters (MB)": megabytes(abstract.params),
         "gradients (MB)": megabytes(abstract.params),
         "optimizer moments (MB)": megabytes(abstract.opt_state),
-        "teacher and names (MB)": megabytes(frozen),
+        "teacher, names, graph (MB)": megabytes(frozen),
         "batch (MB)": megabytes(batch),
     }
     if memory is not None:  # not every backend can say
