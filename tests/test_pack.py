@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import toy
 
 from keft_jax.config import (
+    CheckpointConfig,
     DataConfig,
     DistillConfig,
     EncoderConfig,
@@ -30,7 +32,9 @@ from keft_jax.sharding import batch_sharding, make_mesh, on_mesh, replicated
 from keft_jax.tasks.classification import Classification
 from keft_jax.tasks.kgqa import KGQA
 from keft_jax.tasks.mlm import MaskedLM
+from keft_jax.train.loop import Hooks, Trainer, fit
 from keft_jax.train.objective import Objective, make_terms
+from keft_jax.train.parts import build
 
 
 def lengths(size, seed=0, most=64):
@@ -209,44 +213,27 @@ SMALL = EncoderConfig(layers=1, width=16, heads=2, mlp=16, max_length=16, dropou
 TEXTS = DataConfig(buckets=(16,))
 GCN = GraphConfig(kind="gcn", layers=1, width=8, heads=2)
 CASES = {
-    "masked words, mention_add": (
-        {"task": TaskConfig(kind="mlm"), "objective": ObjectiveConfig(mlm=MLM)},
-        lambda batch: batch,
-    ),
-    "answers, interaction": (
-        {"fusion": FusionConfig(kind="interaction", layers=(0,))},
-        lambda batch: batch,
-    ),
-    "the mean, cross_attention, facts in branches": (
-        {
-            "task": TaskConfig(kind="classification", pooling="mean"),
-            "fusion": FusionConfig(kind="cross_attention", layers=(0,)),
-        },
-        written,
-    ),
-    "distilled": (
-        {
-            "task": TaskConfig(kind="classification"),
-            "fusion": FusionConfig(kind="none"),
-            "objective": ObjectiveConfig(
-                distill=DistillConfig(teacher="toy", weight=1.0, hidden=1.0, attention=1.0)
-            ),
-        },
-        lambda batch: batch,
-    ),
+    "masked words": {"task": TaskConfig(kind="mlm"), "objective": ObjectiveConfig(mlm=MLM)},
+    "answers": {"fusion": FusionConfig(kind="interaction", layers=(0,))},
+    "distilled": {
+        "task": TaskConfig(kind="classification"),
+        "fusion": FusionConfig(kind="none"),
+        "objective": ObjectiveConfig(
+            distill=DistillConfig(teacher="toy", weight=1.0, hidden=1.0, attention=1.0)
+        ),
+    },
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_packed_is_unpacked_to_rounding(case):
-    sections, change = CASES[case]
-    c = toy.config(**{"encoder": SMALL, "graph": GCN, "data": TEXTS, **sections})
+    c = toy.config(**{"encoder": SMALL, "graph": GCN, "data": TEXTS, **CASES[case]})
     teacher = toy.model(c) if c.objective.distill.active else None
     objective = objective_of(c, teacher)
     frozen = jax.tree.map(
         jnp.asarray, {"names": toy.names(), "done": 0.0, "teacher": toy.trained(c, seed=9)}
     )
-    batch, params = change(falling()), toy.trained(c)
+    batch, params = falling(), toy.trained(c)
 
     def whole(params, batch):
         return objective(params, frozen, batch, objective.totals(batch), None)
@@ -262,10 +249,16 @@ def test_packed_is_unpacked_to_rounding(case):
 
 
 def test_over_devices():
-    sections, _ = CASES["the mean, cross_attention, facts in branches"]
-    c = toy.config(**{"encoder": SMALL, "graph": GCN, "data": TEXTS, **sections})
+    """And where facts hang in branches: every token reads other ones."""
+    c = toy.config(
+        encoder=SMALL,
+        graph=GCN,
+        data=TEXTS,
+        task=TaskConfig(kind="classification", pooling="mean"),
+        fusion=FusionConfig(kind="cross_attention", layers=(0,)),
+    )
     mesh, objective = make_mesh(MeshConfig(data=2, fsdp=2)), objective_of(c)
-    batch, params = falling(b=32), toy.trained(c)
+    batch, params = written(falling(b=32)), toy.trained(c)
     # Round robin over devices, then each device's own together.
     order = np.arange(32).reshape(8, 4).T.ravel()
     rows, start = fill_rows(batch.length[::4], 32)
@@ -306,6 +299,28 @@ def test_what_cannot_be_packed(sections, message):
 def test_a_row_holds_the_longest_text():
     with pytest.raises(KeftError, match="pack = 32: a row must hold"):
         DataConfig(buckets=(64,), pack=32)
+
+
+def test_a_run_goes_on_from_any_step(tmp_path):
+    tiny.write_files(tmp_path)
+    task, fusion = TaskConfig(kind="classification"), FusionConfig(kind="none")
+    c = tiny.config(tmp_path, task=task, fusion=fusion)
+    c = dataclasses.replace(
+        c,
+        data=dataclasses.replace(c.data, pack=32),
+        optim=dataclasses.replace(c.optim, steps=8, accumulate=2),
+        checkpoint=CheckpointConfig(every=3),
+    )
+    parts, splits = build(c)
+    train, trainer = parts.given(parts.training(splits)), Trainer(parts)
+    kept = []
+    save = lambda state, _: kept.append(jax.device_get(state))  # noqa: E731
+    whole = fit(trainer, train, None, seed=0, hooks=Hooks(save=save))
+    rest = fit(trainer, train, None, seed=0, state=kept[0])
+    assert int(kept[0].step) == 3 and int(rest.state.step) == 8
+    assert trainer.compilations == 1
+    for a, b in zip(*(jax.tree.leaves(f.state.params) for f in (whole, rest)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_fewer_texts_than_a_batch():
