@@ -18,7 +18,7 @@ from keft_jax.data.vocabulary import round_up
 from keft_jax.sharding import batch_sharding, make_mesh, place
 from keft_jax.train.feed import feed
 from keft_jax.train.parts import Parts
-from keft_jax.train.resident import reside
+from keft_jax.train.resident import reside, succeed
 from keft_jax.train.step import compile_eval_step, make_eval_step
 from keft_jax.train.watchdog import beat
 
@@ -46,6 +46,7 @@ class Evaluator:
     def over(self, parts: Parts) -> Evaluator:
         """The same compiled steps over the graph of `parts`, made by `with_kg` of these: its arrays
         take the place of the old ones. Where they are of other shapes a step is compiled anew."""
+        succeed(self.parts.knowledge, parts.knowledge)
         other = copy.copy(self)
         other.parts, other.names = parts, parts.frozen(self.mesh)["names"]
         return other

@@ -20,6 +20,7 @@ LARGE = 1 << 28
 """Bytes from which an array lies cut over all devices; smaller ones lie whole on each."""
 
 _kept: weakref.WeakKeyDictionary[Knowledge, tuple[Any, Resident]] = weakref.WeakKeyDictionary()
+_rooms: weakref.WeakKeyDictionary[Knowledge, Room] = weakref.WeakKeyDictionary()
 
 
 def reside(knowledge: Knowledge, mesh: Mesh, row: str, seed: int) -> dict[str, Resident]:
@@ -32,11 +33,19 @@ def reside(knowledge: Knowledge, mesh: Mesh, row: str, seed: int) -> dict[str, R
         return {}
     key, kept = (mesh, row, seed), _kept.get(knowledge)
     if kept is None or kept[0] != key:
-        room = kept[1].room if kept else None
         kept = None
         _kept.pop(knowledge, None)  # before there is another one
-        kept = _kept[knowledge] = key, put(make_resident(knowledge, row, seed, room), mesh)
+        graph = make_resident(knowledge, row, seed, _rooms.get(knowledge))
+        kept, _rooms[knowledge] = (key, put(graph, mesh)), graph.room
+        _kept[knowledge] = kept
     return {GRAPH: kept[1]}
+
+
+def succeed(old: Knowledge, new: Knowledge) -> None:
+    """The graph of `new` takes the room of the old one where that is enough: what is compiled goes
+    on with its arrays."""
+    if old in _rooms:
+        _rooms[new] = _rooms[old]
 
 
 def make_resident(knowledge: Knowledge, row: str, seed: int, room: Room | None = None) -> Resident:
