@@ -23,7 +23,7 @@ from keft_jax.data.source import Example
 from keft_jax.data.splits import Splits
 from keft_jax.data.unlabelled import Mixed
 from keft_jax.gain.cost import without_graph
-from keft_jax.train.loop import Trainer
+from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
 from keft_jax.train.run import load_given, versions
 
@@ -111,6 +111,8 @@ def first_batches(parts: Parts, examples: list[Example]) -> list[Batch]:
     text = parts.training(Splits(some, [], {}, unlabelled=some))
     ready = with_row(text, parts.knowledge, config.knowledge.row, config.seed)
     plan: Any = BatchPlan(ready.lengths, batch, config.data.buckets, config.seed)
+    if config.data.pack:
+        plan = make_plan(config, ready, config.seed)
     if isinstance(ready, Mixed):  # all of them, drawn or not
         plan = dataclasses.replace(ready, leftover=False).mix(plan, config.optim.unlabelled)
     drawn = [plan.batch(step) for step in range(len(ready) // batch)]
