@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -209,6 +209,19 @@ def batch_ways() -> int:
     """Devices that the batch of what is being traced is cut over."""
     mesh = _active.get()
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def on_devices(
+    f: Callable[..., jax.Array], given: Sequence[Sequence[str | None]], made: Sequence[str | None]
+) -> Callable[..., jax.Array]:
+    """`f` called on every device with what lies there of activations whose axes have these names:
+    for kernels that the partitioner cannot cut."""
+    mesh = _active.get()
+    if mesh is None or mesh.size == 1:
+        return f
+    parts = tuple(spec(names, ACTIVATIONS, "activation") for names in given)
+    whole = spec(made, ACTIVATIONS, "activation")
+    return jax.shard_map(f, mesh=mesh, in_specs=parts, out_specs=whole, check_vma=False)
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:

@@ -30,9 +30,10 @@ class EncoderConfig:
     """Of matmuls and activations; parameters, softmax, LayerNorm, logits and losses stay f32.
     mixed: matmuls with a kernel in bfloat16, summed in f32; activations in f32 (on a CPU that has
     bfloat16 the fastest; on an accelerator bfloat16 is)."""
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    """cudnn: fused attention on NVIDIA GPUs, in bfloat16; it has no dropout on attention weights
-    (the other dropouts stay). auto: cudnn where it computes the same, else xla."""
+    attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
+    """cudnn: fused attention on NVIDIA GPUs, in bfloat16. flash: on TPUs, for texts of a multiple
+    of 128 tokens. Both have no dropout on attention weights (the other dropouts stay). auto: the
+    one that computes the same and is worth it, else xla."""
     scan: bool = False
     """One compiled layer, scanned: shorter compile, same result."""
     remat: Literal["none", "full", "dots"] = "none"
@@ -61,7 +62,7 @@ class GraphConfig:
     message passing; a node takes the mean of its triples, each the concatenation or the weighted
     sum of its head, relation and tail vectors."""
     layers: int = 2
-    """Layers at each exchange with the text."""
+    """Layers at each exchange with the text. 0: none, the text reads nodes as they come."""
     width: int = 64
     heads: int = 4
     """Attention heads (gat, rgat) or bases (rgcn)."""
@@ -72,7 +73,8 @@ class GraphConfig:
     up to 200 nodes on accelerators, else segment. Equal results."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads"):
+        check(self.layers >= 0, "graph.layers", self.layers, "use 0 or more")
+        for name in ("width", "heads"):
             value = getattr(self, name)
             check(value >= 1, f"graph.{name}", value, "use 1 or more")
         check(

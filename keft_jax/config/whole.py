@@ -89,10 +89,10 @@ class Config:
                 "distil the states of masked language modelling, by objective.distill.hidden",
             ),
             (
-                self.encoder.attention != "cudnn",
+                self.encoder.attention in ("auto", "xla"),
                 "encoder.attention",
                 self.encoder.attention,
-                "cuDNN's kernel cannot keep the texts of a row apart; use auto",
+                "the fused kernels cannot keep the texts of a row apart; use auto",
             ),
         ):
             check(fits, name, value, f"with data.pack = {self.data.pack}: {remedy}; or data.pack=0")
@@ -117,11 +117,11 @@ class Config:
             "there are no facts to write; name a graph in knowledge.kg",
         )
         check(
-            known.text != "visible" or self.encoder.attention != "cudnn",
+            known.text != "visible" or self.encoder.attention in ("auto", "xla"),
             "encoder.attention",
             self.encoder.attention,
-            "knowledge.text=visible gives each token other ones to read, which cuDNN's kernel has "
-            "no lengths for; use auto",
+            "knowledge.text=visible gives each token other ones to read, which the fused kernels "
+            "have no lengths for; use auto",
         )
         fused = self.fusion.kind != "none"
         check(

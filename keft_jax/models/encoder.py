@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from keft_jax.config import EncoderConfig, check
+from keft_jax.config import EncoderConfig
+from keft_jax.models.attend import FUSED, attention_kind
 from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import (
     LayerNorm,
@@ -20,7 +21,7 @@ from keft_jax.models.layers import (
     gelu,
     look_up,
 )
-from keft_jax.sharding import platform, shard
+from keft_jax.sharding import shard
 
 
 class Embeddings(nnx.Module):
@@ -51,26 +52,6 @@ class Embeddings(nnx.Module):
         return dropout(self.norm(x).astype(self.dtype), self.rate, key)
 
 
-def attention_kind(config: EncoderConfig, training: bool, each: bool = False) -> str:
-    """ "cudnn" or "xla". each: each token reads other ones, which cuDNN has no lengths for. Raises
-    KeftError where cuDNN is asked for and cannot be had."""
-    if each:
-        return "xla"
-    gpu = platform() == "gpu"
-    head = config.width // config.heads
-    fits = gpu and config.dtype == "bfloat16" and head % 8 == 0 and head <= 128
-    if config.attention == "cudnn":
-        check(
-            fits,
-            "encoder.attention",
-            "cudnn",
-            f"needs an NVIDIA GPU, encoder.dtype=bfloat16 and heads of a multiple of 8, at most "
-            f"128 wide; here: {platform()}, {config.dtype}, {head}; use auto",
-        )
-    same = fits and not (training and config.dropout)
-    return "cudnn" if config.attention != "xla" and (same or config.attention == "cudnn") else "xla"
-
-
 class Attention(nnx.Module):
     """Multi-head self-attention; query, key and value in one matmul; softmax in float32."""
 
@@ -86,16 +67,11 @@ class Attention(nnx.Module):
         qkv = shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv")
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         each = bias_b1ql.shape[2] > 1
-        if attention_kind(self.config, training=key is not None, each=each) == "cudnn":
-            # Lengths, not a mask: a mask becomes a bias, whose gradient is written out.
+        training, length = key is not None, x_bld.shape[1]
+        kind = attention_kind(self.config, training=training, each=each, length=length)
+        if kind in FUSED:
             length_b = (bias_b1ql == 0).sum((1, 2, 3), dtype=jnp.int32)
-            y = jax.nn.dot_product_attention(
-                *(q, k, v),
-                scale=self.scale,
-                query_seq_lengths=length_b,
-                key_value_seq_lengths=length_b,
-                implementation="cudnn",
-            )
+            y = FUSED[kind](q, k, v, length_b, self.scale)
             return self.out(y.reshape(x_bld.shape))
         scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
         weights = jax.nn.softmax(scores + bias_b1ql, axis=-1).astype(x_bld.dtype)

@@ -14,7 +14,7 @@ import rich.progress
 import rich.table
 
 from keft_jax.data.features import Dataset
-from keft_jax.models.encoder import attention_kind
+from keft_jax.models.attend import attention_kind
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts
 from keft_jax.train.triple_parts import TripleParts
@@ -96,7 +96,8 @@ def _on_text(parts: Parts, covers: Mapping[str, Any], select: Dataset | None) ->
             f"{'–' if kept is None else f'{kept:.1%}'} of these kept by the budget"
         )
     each = config.knowledge.text == "visible" or config.data.pack > 0
-    attention = attention_kind(config.encoder, training=True, each=each)
+    longest = config.data.buckets[-1]
+    attention = attention_kind(config.encoder, training=True, each=each, length=longest)
     return [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "
         f"{len(select) if select else 0:,} to select by; {covers['truncated']:,} texts truncated",
