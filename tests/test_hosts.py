@@ -145,7 +145,7 @@ def judged(config, losses):
 def test_a_jump_is_skipped_and_does_not_count_as_usual():
     rng = np.random.default_rng(0)
     losses = list(2 - np.linspace(0, 1, 80) + 0.1 * rng.normal(size=80))
-    losses[10], losses[60], losses[70] = 30, 30, np.nan  # too early to tell; a jump; no number
+    losses[10], losses[60], losses[70] = 30, 20, np.nan  # too early to tell; a jump; no number
     config = OptimConfig(skip=3, spike=6.0)
     skipped, state = judged(config, losses)
     # The first jump counts as usual, and hides the second.
@@ -160,9 +160,8 @@ def test_a_jump_is_skipped_and_does_not_count_as_usual():
     assert not any(judged(replace(config, spike=0.0), [1.0] * 60 + [99.0])[0])
 
 
-@pytest.mark.parametrize("tables", ["rows", "dense"])
-def test_a_skipped_step_changes_nothing_but_its_number(tables):
-    config = toy_triples.config(MeshConfig(data=1), tables, "adamw")
+def test_a_skipped_step_changes_nothing_but_its_number():
+    config = toy_triples.config(MeshConfig(data=1), "rows", "adamw")
     config = replace(config, optim=replace(config.optim, skip=2))
     training = toy_triples.Training(config)
     state, _ = training.run(1)
