@@ -139,7 +139,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def place(tree: Any, sharding: NamedSharding, *, may_alias: bool | None = None) -> Any:
     """Host arrays, whole and the same in every process, on the devices. Each process puts there
-    what lies on its own, without asking the others."""
+    what lies on its own, without asking the others. For devices that are not there (`keft
+    compile`): their abstract twins."""
+    if sharding.mesh.devices.flat[0] not in jax.devices():
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x), sharding=sharding), tree
+        )
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding, may_alias=may_alias)
 

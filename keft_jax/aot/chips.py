@@ -14,7 +14,7 @@ GIB, GIGA = 2**30, 1e9
 DOCS = "https://docs.cloud.google.com/tpu/docs/"
 # Sizes of slices that Cloud TPU offers, of the smallest to the largest.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_CUBES: tuple[str, ...] = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _CUBES += ("8x8x16", "8x16x16", "16x16x16")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from keft_jax.aot.chips import Topology
 from keft_jax.aot.compiler import make_devices
 from keft_jax.bench.flops import count_step
 from keft_jax.bench.run import first_batches, prepare
-from keft_jax.config import Config
-from keft_jax.sharding import batch_sharding, make_mesh, replicated
+from keft_jax.config import Config, MeshConfig
+from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.loop import Trainer
 from keft_jax.train.run import load_given
@@ -48,15 +47,24 @@ def lower(config: Config, topology: Topology) -> Program:
     one: Any = first_batches(parts, examples)[0]
     flops = {name: times * value for name, value in count_step(parts, one).items()}
     parts = dataclasses.replace(parts, config=dataclasses.replace(parts.config, optim=optim))
-    cut, whole = batch_sharding(mesh), replicated(mesh)
+    given = load_given(dataclasses.replace(parts, config=_alone(parts.config)))
+    if given.teacher is not None:  # where it lies on the pod
+        teacher, params = given.teacher
+        params = abstract_like(params, teacher.model.shardings(mesh))
+        given = dataclasses.replace(given, teacher=(teacher, params))
+    trainer: Trainer[Any] = Trainer(parts, dataclasses.replace(given, parts=parts), mesh)
+    state = abstract_like(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((times * x.shape[0], *x.shape[1:]), x.dtype, sharding=cut),
+        lambda x: jax.ShapeDtypeStruct(
+            (times * x.shape[0], *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh)
+        ),
         one,
     )
-    trainer: Trainer[Any] = Trainer(parts, load_given(parts), mesh)
-    state = abstract_like(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings)
-    # Of a copy: what it would keep for later calls has no values here.
-    frozen = jax.eval_shape(copy.copy(trainer).frozen)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), frozen)
     step: Any = trainer.train_step
+    frozen = trainer.frozen()
     return Program(mesh, state, frozen, batch, step.lower(state, frozen, batch), flops)
+
+
+def _alone(config: Config) -> Config:
+    """What the config names beside the data is read on this machine."""
+    return dataclasses.replace(config, mesh=MeshConfig(data=1))
