@@ -30,7 +30,7 @@ class Room:
     triples: int
     relations: int
     widest: int  # facts of an entity, at most
-    halvings: int  # to find a pair in a list
+    halvings: int  # of a list, to find a pair in it
 
 
 def pad_size(count: int) -> int:
@@ -39,6 +39,15 @@ def pad_size(count: int) -> int:
     least = count + count // 16 + 1
     unit = 1 << max(least.bit_length() - 4, 0)
     return -(-least // unit) * unit
+
+
+def _find_room(need: Room, had: Room | None) -> Room:
+    """Those that were had where they are enough, else with something to spare."""
+    if had is not None and all(x >= y for x, y in zip(astuple(had), astuple(need), strict=True)):
+        return had
+    *sizes, halvings = astuple(need)
+    padded = Room(*map(pad_size, sizes), halvings + 1)  # for lists of twice the length
+    return padded if had is None else Room(*map(max, astuple(padded), astuple(had)))
 
 
 def lay_out(
@@ -65,15 +74,14 @@ def lay_out(
     fact = np.flatnonzero(first)
     pairs = np.bincount(owner[fact], minlength=kg.n_entities)
 
-    own = Room(
-        entities=pad_size(kg.n_entities + 1),
-        triples=pad_size(kg.n_triples + 1),
-        relations=pad_size(kg.n_relations),
-        widest=pad_size(int(kg.degrees.max(initial=8))),  # its neighbours, whatever the rewiring
-        halvings=int(pairs.max(initial=4)).bit_length() + 1,  # of a list of twice the length
+    need = Room(
+        entities=kg.n_entities + 1,
+        triples=kg.n_triples + 1,
+        relations=kg.n_relations,
+        widest=int(kg.degrees.max(initial=8)),  # its neighbours, whatever the rewiring
+        halvings=int(pairs.max(initial=4)).bit_length(),
     )
-    if room is not None:
-        own = Room(*map(max, astuple(own), astuple(room)))
+    own = _find_room(need, room)
     if 2 * own.triples >= 1 << 31:
         raise KeftError(
             f"knowledge.sample = 'device': a graph of {kg.n_triples:,} facts; 2^30 are the most, "
