@@ -69,7 +69,7 @@ def get_config(arg: str = "480") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
-                GroupConfig("head/context", 20.0),
+                GroupConfig("head/context", 8.0),
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
