@@ -46,12 +46,15 @@ class Predictor:
         """The compiled functions for a graph: of evaluation and of prediction. All graphs of about
         one size share them."""
         key = "" if kg is None else kg.hash
-        if key not in self._ready and kg is None:
+        if key in self._ready:
+            return self._ready[key]
+        if kg is None:
             evaluator = Evaluator(self._own)
-            self._ready[key] = evaluator, evaluator.compile(evaluator.parts.task.guess)
-        elif key not in self._ready:
+            guess = evaluator.compile(evaluator.parts.task.guess)
+        else:
             evaluator, guess = self._on(None)
-            self._ready[key] = evaluator.over(self._own.with_kg(kg)), guess
+            evaluator = evaluator.over(self._own.with_kg(kg))
+        self._ready[key] = evaluator, guess
         return self._ready[key]
 
     def predict(

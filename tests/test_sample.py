@@ -38,7 +38,7 @@ def test_equals_the_host(budget):
     """Graphs with hubs, loops and parallel facts; seeds that repeat or are missing."""
     subgraphs = jax.jit(lambda graph, seeds: jax.vmap(partial(take, graph))(seeds))
     cut = []
-    for trial in range(10):
+    for trial in range(8):
         rng = np.random.default_rng(trial)
         kg = random_graph(rng, triples=int(rng.integers(1, 400)), relations=1 + trial % 4)
         room, arrays = lay_out(kg, room=ROOMS[budget])
@@ -147,16 +147,6 @@ def test_a_new_fact_is_an_array_swap(built, asked):
     assert (after[about] != before[about]).all() and about.any()
     assert (after == before).any()
     assert evaluator._score._cache_size() == 1
-
-
-def test_evaluation_is_the_hosts(built, asked):
-    parts, splits = built
-    scores = []
-    for mode in ("host", "device"):
-        own = on(mode, parts)
-        scores.append(Evaluator(own).evaluate(asked, own.ready(splits.tests["test"])))
-    for name, value in scores[0].items():
-        np.testing.assert_allclose(scores[1][name], value, rtol=1e-5, err_msg=name)
 
 
 def test_training_on_other_rows_is_one_program(built):

@@ -46,7 +46,7 @@ def _find_room(need: Room, had: Room | None) -> Room:
     if had is not None and all(x >= y for x, y in zip(astuple(had), astuple(need), strict=True)):
         return had
     *sizes, halvings = astuple(need)
-    padded = Room(*map(pad_size, sizes), halvings + 1)  # for lists of twice the length
+    padded = Room(*(*map(pad_size, sizes), halvings + 1))  # for lists of twice the length
     return padded if had is None else Room(*map(max, astuple(padded), astuple(had)))
 
 
