@@ -15,14 +15,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from keft_jax import cli
-from keft_jax.aot import compiler
+from keft_jax.aot import compiler, program
 from keft_jax.aot.chips import CHIPS, GIB, parse_topology
 from keft_jax.aot.compiler import DoesNotFitError, captured_stderr, compile_lowered
 from keft_jax.aot.memory import split_memory
 from keft_jax.aot.roofline import Roofline, estimate, links
 from keft_jax.bench.collectives import Collective, count_bytes, find_collectives, find_gathered
-from keft_jax.bench.flops import PEAKS
+from keft_jax.bench.flops import PEAKS, count_step
 from keft_jax.bench.hlo import parse
+from keft_jax.bench.run import first_batches, prepare
 from keft_jax.config import KeftError, MeshConfig
 from keft_jax.options import load_config, override
 from keft_jax.sharding import make_mesh, on_mesh, platform
@@ -289,6 +290,19 @@ def test_the_recipe_has_the_rows_and_texts_it_is_asked_for():
     for wrong in ("7m", "5m,x", "5m,1,1,1"):
         with pytest.raises(KeftError, match="ROWS"):
             load_config(f"{SCALE}:{wrong}")
+
+
+def test_what_is_lowered_has_the_shapes_of_what_is_run(monkeypatch):
+    monkeypatch.setattr(program, "make_devices", lambda topology: jax.devices())
+    config = override(load_config(SCALE), (*TINY, "--optim.batch=16", "--mesh.fsdp=2"))
+    lowered = program.lower(config, parse_topology("v5e:2x4"))
+    parts, examples = prepare(config)
+    real = first_batches(parts, examples)[0]
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), real)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), lowered.batch) == shapes
+    assert lowered.flops["total"] == pytest.approx(count_step(parts, real)["total"], rel=0.05)
+    assert lowered.state.tables["nodes/rows"].value.shape == (1024, 16)
+    assert lowered.mesh.shape["data"] == 4
 
 
 @pytest.fixture(scope="module")
