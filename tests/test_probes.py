@@ -97,7 +97,7 @@ def test_knowledge_that_tells_nothing_is_left_out():
     names, clusters = np.where(label, "x", "y"), np.arange(60).astype(str)
     settings = {}
     fitted = fit_probe([text[:40], noise[:40]], names[:40], clusters[:40], settings)
-    assert settings["features"] == 0
+    assert settings["joined"][0] == 0
     assert fitted([text[40:], noise[40:]]) == names[40:].tolist()
     often = rng.integers(0, 9, 60)
     facts = [
@@ -105,7 +105,7 @@ def test_knowledge_that_tells_nothing_is_left_out():
     ]
     settings = {}
     fitted = fit_probe([noise[:40], facts[:40]], names[:40], clusters[:40], settings)
-    assert settings["features"] > 0
+    assert settings["joined"][0] > 0
     assert fitted([noise[40:], facts[40:]]) == names[40:].tolist()
 
 

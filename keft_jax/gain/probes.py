@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
@@ -40,6 +39,9 @@ Features = list[list[str]]
 Measure = Callable[[np.ndarray, np.ndarray], float]
 """(gold labels, answers) -> the metric of a table."""
 
+Settings = dict[str, tuple[int, float]]
+"""What was chosen, by number, with its C: the form of the text, and what is joined to it."""
+
 MAX_TUNE = 1_000
 """Training examples on which C and the weight of the knowledge are chosen; all are fitted."""
 _C, _WEIGHTS, _FOLDS = (1.0, 10.0, 100.0), (1.0, 0.3), 3
@@ -58,7 +60,8 @@ class Probes:
     """The probes of one training split on others. Features are made once, fits are for each draw.
 
     `predict(row, drawn, seed)`: labels for every other split, from training examples `drawn`
-    (their numbers); the seed draws the shuffled graph. `tune_once`: settings are chosen in the
+    (their numbers); the seed draws the shuffled graph. The form of the text is chosen once for
+    all rows of a draw: they differ in the knowledge alone. `tune_once`: settings are chosen in the
     first draw and kept for the others. `measure`: what they are tuned for."""
 
     def __init__(
@@ -75,16 +78,20 @@ class Probes:
         # Marked mentions of one number everywhere (head and tail) each have a role of their own.
         counts = {len(e.spans) for e in train.examples}
         self._roles = len(counts) == 1 and min(counts, default=0) > 1
-        self._settings: dict[str, dict[str, Any]] | None = {} if tune_once else None
+        self._tune_once = tune_once
+        self._settings: dict[tuple[str, bytes], Settings] = {}
+        self._text: dict[bytes, Settings] = {}
         self._kept: dict[tuple[str, int, int], list[Features]] = {}
 
     def predict(self, row: str, drawn: np.ndarray, seed: int) -> dict[str, list[str]]:
         made = {split: self._features(row, split, seed) for split in ("", *self._others)}
         train = [[kind[i] for i in drawn] for kind in made[""]]
-        settings = None if self._settings is None else self._settings.setdefault(row, {})
+        draw = b"" if self._tune_once else np.asarray(drawn).tobytes()
+        settings = self._settings.setdefault((row, draw), dict(self._text.get(draw, {})))
         fitted = fit_probe(
             train, self._labels[drawn], self._clusters[drawn], settings, self._measure
         )
+        self._text[draw] = {"text": settings["text"]} if settings else {}
         return {split: fitted(made[split]) for split in self._others}
 
     def _features(self, row: str, split: str, seed: int) -> list[Features]:
@@ -209,7 +216,7 @@ def fit_probe(
     train: Sequence[Features],
     labels: np.ndarray,
     clusters: np.ndarray,
-    settings: dict[str, Any] | None = None,
+    settings: Settings | None = None,
     measure: Measure = share_right,
 ) -> Callable[[Sequence[Features]], list[str]]:
     """Logistic regression on the text (the first kind of features) and one other kind, if any.
@@ -225,17 +232,18 @@ def fit_probe(
     if any(feature.startswith(_PAIR) for some in train[0] for feature in some):
         texts.append(_choice(_tf_idf(_without_pairs(train[0])), _without_pairs))
     with threadpool_limits(1):  # problems so small wait for threads longer than they compute
-        if not settings:
-            text, c = _choose([x_nf for x_nf, _ in texts], labels, clusters, measure)
-            settings |= {"text": text, "c": c}
-        choices = [texts[settings["text"]]]
+        if "text" not in settings:
+            settings["text"] = _choose([x_nf for x_nf, _ in texts], labels, clusters, measure)
+        (text, c), number = settings["text"], 0
+        choices = [texts[text]]
         if len(train) > 1:
             choices = _join(choices[0], train)
-            if "features" not in settings:
-                number, c = _choose([x_nf for x_nf, _ in choices], labels, clusters, measure)
-                settings |= {"features": number, "c": c}
-        x_nf, apply = choices[settings.get("features", 0)]
-        model = _fit(x_nf, labels, settings["c"])
+            if "joined" not in settings:
+                joined = _choose([x_nf for x_nf, _ in choices], labels, clusters, measure)
+                settings["joined"] = joined
+            number, c = settings["joined"]
+        x_nf, apply = choices[number]
+        model = _fit(x_nf, labels, c)
     return lambda made: [str(label) for label in model.predict(apply(made))]
 
 
