@@ -54,8 +54,9 @@ def make_devices(topology: Topology) -> list[Any]:
     more: dict[str, Any] = dict(topology.chip.settings)
     if topology.slices > 1:
         more["num_slices"] = topology.slices
+    jax.devices()  # has read XLA_FLAGS then
     try:
-        with captured_stderr():  # of hosts that are not asked for
+        with captured_stderr(), _without_flags():  # it misses hosts that are not asked for
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=topology.name, **more
             )
@@ -64,6 +65,17 @@ def make_devices(topology: Topology) -> list[Any]:
             f"--topology {topology.name}: libtpu does not take it: {error}; try a smaller one"
         ) from error
     return list(found.devices)
+
+
+@contextlib.contextmanager
+def _without_flags() -> Iterator[None]:
+    """libtpu leaves the process at a flag of another platform. Its own are LIBTPU_INIT_ARGS."""
+    flags = os.environ.pop("XLA_FLAGS", None)
+    try:
+        yield
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
 
 
 @contextlib.contextmanager
@@ -89,7 +101,7 @@ def compile_lowered(lowered: Any, topology: Topology) -> tuple[Any, list[str]]:
     """(the compiled program, the partitioner's complaints about rematerialization). Raises
     DoesNotFitError."""
     try:
-        with captured_stderr() as lines:
+        with captured_stderr() as lines, _without_flags():
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = _TOO_LARGE.search(str(error))
