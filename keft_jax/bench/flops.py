@@ -53,6 +53,7 @@ PEAKS: dict[str, dict[str, float]] = {
 def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
     """Useful FLOPs of a training step over a host batch: encoder, head, graph and total."""
     c = parts.config
+    batch = parts.knowledge.show(batch, c.knowledge.row, c.seed)
     d, f, w = c.encoder.width, c.encoder.mlp, c.graph.width
     length = np.asarray(batch.length, np.float64)
     b, tokens = len(length), length.sum()
