@@ -231,6 +231,14 @@ class Bench:
     """Steps timed."""
     warmup: int = 2
     """Steps before them."""
+    repeats: int = 1
+    """Times that so many steps are timed; how far their medians differ is told."""
+    parts: bool = True
+    """Time the step without each of its parts too: --no-parts leaves that out."""
+    json: str = ""
+    """File to write the JSON to as well."""
+    plot: str = ""
+    """Picture to draw, .png, .svg or .pdf: what the parts take, and every step."""
     input: bool = False
     """Time the host's side alone, the making of batches from the data files."""
 
@@ -240,9 +248,20 @@ def bench(argv: Sequence[str]) -> int:
     own = parse(Bench, rest, prog="keft bench", default=Bench(config))
     check(own.steps >= 1, "steps", own.steps, "use 1 or more")
     check(own.warmup >= 0, "warmup", own.warmup, "use 0 or more")
-    from keft_jax.bench import run
+    check(own.repeats >= 1, "repeats", own.repeats, "use 1 or more")
+    drawn = own.parts and not own.input
+    check(drawn or not own.plot, "plot", own.plot, "draws the parts of a step; leave it out")
+    from keft_jax.bench import run, show
+    from keft_jax.files import write_atomic
 
-    out = run.bench_host(own.config) if own.input else run.bench(own.config, own.steps, own.warmup)
+    if own.input:
+        out = run.bench_host(own.config)
+    else:
+        out = run.bench(own.config, own.steps, own.warmup, own.repeats, own.parts)
+    if own.json:
+        write_atomic(own.json, json.dumps(out, indent=2) + "\n")
+    if own.plot:
+        show.plot(out, own.plot)
     print(json.dumps(out))
     return 0
 

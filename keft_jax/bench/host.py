@@ -42,3 +42,13 @@ def bench_input(parts: Parts, examples: Sequence[Example], repeats: int = 3) -> 
     names = ("text", "subgraphs", "batches")
     parts_of = {f"{n}_us": 1e6 * s / count for n, s in zip(names, best, strict=True)}
     return {"examples": count, "examples_per_cpu_s": count / float(best.sum()), **parts_of}
+
+
+def with_headroom(rates: dict[str, float], examples_per_s: float) -> dict[str, float]:
+    """With how many times the step's examples one core of the host makes: with all that an example
+    needs once in a run, and by the batches alone."""
+    batches = 1e6 / rates["batches_us"]
+    return rates | {
+        "headroom": rates["examples_per_cpu_s"] / examples_per_s,
+        "headroom_batches": batches / examples_per_s,
+    }

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import resource
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import rich.console
 
-from keft_jax.bench.flops import FORMULA, count_step, find_peak
-from keft_jax.bench.host import bench_input
-from keft_jax.bench.synthetic import make_synthetic
+from keft_jax.bench.ablate import peel
+from keft_jax.bench.environment import device, environment, peak_rss
+from keft_jax.bench.flops import count_step, find_peak
+from keft_jax.bench.host import bench_input, with_headroom
+from keft_jax.bench.show import show
+from keft_jax.bench.synthetic import SYNTHETIC, make_synthetic, make_teacher
 from keft_jax.bench.timing import Steps, time_in_turn
-from keft_jax.config import Config, KeftError
+from keft_jax.config import Config, DistillConfig, KeftError
 from keft_jax.data.batch import Batch
 from keft_jax.data.features import with_row
 from keft_jax.data.plan import BatchPlan
 from keft_jax.data.source import Example
 from keft_jax.data.splits import Splits
 from keft_jax.data.unlabelled import Mixed
-from keft_jax.gain.cost import without_graph
+from keft_jax.models.attend import attention_kind
+from keft_jax.train.given import Given
 from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, build
 from keft_jax.train.run import load_given, versions
@@ -32,21 +33,27 @@ BATCHES = 4
 MIB = 2**20
 
 
-def bench(config: Config, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
-    """Times the training step; prints what a person reads and gives what a program reads."""
-    parts, examples = prepare(config)
-    batches = first_batches(parts, examples)
-    main = Steps(Trainer(parts, load_given(parts)), batches)
-    runs = [main]
-    if parts.config.fusion.kind != "none":
-        runs.append(Steps(Trainer(without_graph(parts)), batches))
-    times = time_in_turn(runs, steps, warmup)
+def bench(
+    config: Config, steps: int = 10, warmup: int = 2, repeats: int = 1, parts: bool = True
+) -> dict[str, Any]:
+    """Times the training step; prints what a person reads and gives what a program reads. parts:
+    the step without each of its parts too."""
+    made, examples = prepare(config)
+    batches = first_batches(made, examples)
+    peeled = peel(made, given_of(made))
+    peeled = peeled if parts else peeled[:1]
+    names = [name for name, _, _ in peeled]
+    runs = [Steps(Trainer(one, given), batches) for _, one, given in peeled]
+    main = runs[0]
+    times = time_in_turn(runs, repeats * steps, warmup)
     cpu, wall = times[:, 0, 0], times[:, 0, 1]
     step_s = float(np.median(wall))
-    flops = [count_step(parts, batch) for batch in batches]
+    batches = [made.knowledge.show(b, config.knowledge.row, config.seed) for b in batches]
+    flops = [count_step(made, batch) for batch in batches]
     useful = {name: float(np.mean([f[name] for f in flops])) for name in flops[0]}
-    peak, how = find_peak(parts.config.encoder.dtype, main.trainer.mesh.size)
+    peak, how = find_peak(made.config.encoder.dtype, main.trainer.mesh.size)
     tokens = float(np.mean([batch.length.sum() for batch in batches]))
+    medians = np.median(cpu.reshape(repeats, steps), 1)
     out: dict[str, Any] = {
         "name": config.name,
         "input": "files" if config.data.train else "synthetic",
@@ -55,30 +62,64 @@ def bench(config: Config, steps: int = 10, warmup: int = 2) -> dict[str, Any]:
         "cpu_s_median": float(np.median(cpu)),
         "step_s_median": step_s,
         "step_s_p95": float(np.quantile(wall, 0.95)),
+        "repeats": medians.tolist(),
+        "spread": float(medians.max() / medians.min() - 1),
+        "times": {"cpu": cpu.tolist(), "wall": wall.tolist()},
         "tokens_per_s": tokens / step_s,
-        "examples_per_s": parts.config.optim.batch / step_s,
+        "examples_per_s": made.config.optim.batch / step_s,
         "mfu": useful["total"] / step_s / peak,
         "flops_per_step": useful["total"],
         "flops_by_part": useful,
         "peak_flops": peak,
         "peak_known_by": how,
+        "bytes_per_step": main.bytes,
+        "bytes_per_s": None if main.bytes is None else main.bytes / step_s,
         "compile_s": main.compile_s,
+        "compile_cpu_s": main.compile_cpu_s,
         "peak_rss_mib": peak_rss() / MIB,
         "device_memory_mib": device_memory(main),
         "loss": main.loss,
-        "shapes": shapes(parts, batches),
-        "device": device(main.trainer),
+        "shapes": shapes(made, batches),
+        "device": device(main.trainer.mesh),
+        "environment": environment(),
         "versions": versions(),
+        "host_input": with_headroom(bench_input(made, examples), made.config.optim.batch / step_s),
     }
-    if len(runs) > 1:
-        ratios = times[:, 0] / times[:, 1]
-        out["graph_ratio_cpu"], out["graph_ratio_wall"] = map(float, np.median(ratios, 0))
-        out["graph_ratio_cpu_min"] = float(cpu.min() / times[:, 1, 0].min())
-        out["without_graph_cpu_s_min"] = float(times[:, 1, 0].min())
-    if config.data.train:
-        out["host_input"] = bench_input(parts, examples)
+    if parts:
+        out["parts"] = costs(names, times)
+    if "fusion" in names:
+        with_graph, alone = times[:, names.index("graph")], times[:, -1]
+        ratios = np.median(with_graph / alone, 0)
+        out["graph_ratio_cpu"], out["graph_ratio_wall"] = map(float, ratios)
+        out["graph_ratio_cpu_min"] = float(with_graph[:, 0].min() / alone[:, 0].min())
+        out["without_graph_cpu_s_min"] = float(alone[:, 0].min())
     show(out)
     return out
+
+
+def costs(names: Sequence[str], times: np.ndarray) -> dict[str, dict[str, float]]:
+    """Of each part the seconds that it adds and the step with it over the one without it, medians
+    of alternating pairs; the last one is the rest, by itself. times: f64[steps, models, 2]."""
+    out = {}
+    for i, name in enumerate(names[:-1]):
+        with_it, without = times[:, i], times[:, i + 1]
+        cpu, wall = np.median(with_it - without, 0)
+        ratio_cpu, ratio_wall = np.median(with_it / without, 0)
+        values = {"cpu_s": cpu, "wall_s": wall, "ratio_cpu": ratio_cpu, "ratio_wall": ratio_wall}
+        out[name] = {key: float(value) for key, value in values.items()}
+    cpu, wall = np.median(times[:, -1], 0)
+    return {**out, names[-1]: {"cpu_s": float(cpu), "wall_s": float(wall)}}
+
+
+def given_of(parts: Parts) -> Given:
+    """What the config names beside the data; a teacher may be made up."""
+    distill = parts.config.objective.distill
+    if not distill.active or distill.teacher != SYNTHETIC:
+        return load_given(parts)
+    objective = dataclasses.replace(parts.config.objective, distill=DistillConfig(), schedules=())
+    config = dataclasses.replace(parts.config, objective=objective)
+    rest = load_given(dataclasses.replace(parts, config=config))
+    return dataclasses.replace(rest, parts=parts, teacher=make_teacher(parts))
 
 
 def bench_host(config: Config) -> dict[str, Any]:
@@ -139,6 +180,7 @@ def shapes(parts: Parts, batches: list[Batch]) -> dict[str, Any]:
         "mlp": c.encoder.mlp,
         "dropout": c.encoder.dropout,
         "dtype": c.encoder.dtype,
+        "attention": attention(parts, first),
         "graph": c.graph.kind if c.fusion.kind != "none" else "none",
         "graph_layers": c.graph.layers,
         "graph_width": c.graph.width,
@@ -154,23 +196,11 @@ def shapes(parts: Parts, batches: list[Batch]) -> dict[str, Any]:
     }
 
 
-def device(trainer: Trainer) -> dict[str, Any]:
-    first = trainer.mesh.devices.flat[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "count": trainer.mesh.size,
-        "cores": cores,
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def peak_rss() -> int:
-    """Bytes, of this process so far; with a second model, of both."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+def attention(parts: Parts, batch: Batch) -> str:
+    """What computes it in training."""
+    each = parts.config.knowledge.text == "visible" or batch.packing is not None
+    length = batch.tokens.shape[1]
+    return attention_kind(parts.config.encoder, training=True, each=each, length=length)
 
 
 def device_memory(steps: Steps) -> dict[str, float]:
@@ -185,53 +215,3 @@ def device_memory(steps: Steps) -> dict[str, float]:
     if counts and "peak_bytes_in_use" in counts:
         out["peak_in_use"] = counts["peak_bytes_in_use"] / MIB
     return out
-
-
-def show(out: dict[str, Any]) -> None:
-    """The lines before the JSON."""
-    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
-
-    def line(name: str, text: str) -> None:
-        console.print(f"{name:<16}{text}", markup=False)
-
-    if "shapes" in out:
-        s, d = out["shapes"], out["device"]
-        line(
-            out["name"],
-            f"{out['input']} input, {s['task']}, {s['batch']} x {s['length']} tokens, "
-            f"{s['layers']} layers of width {s['width']}, {s['parameters'] / 1e6:.1f}M parameters, "
-            f"{s['dtype']}, {d['count']} x {d['kind']}",
-        )
-        line("CPU s a step", f"{out['cpu_s_min']:.4f} at least, {out['cpu_s_median']:.4f} median")
-        line("s a step", f"{out['step_s_median']:.4f} median, {out['step_s_p95']:.4f} 95 %")
-        line(
-            "throughput",
-            f"{out['tokens_per_s']:,.0f} real tokens/s, {out['examples_per_s']:,.1f} examples/s",
-        )
-        line(
-            "MFU",
-            f"{out['mfu']:.1%}: {out['flops_per_step'] / 1e9:.2f} useful GFLOPs a step, "
-            f"{out['peak_flops'] / 1e9:,.0f} GFLOPs/s at most ({out['peak_known_by']})",
-        )
-        line("memory", f"{out['peak_rss_mib']:,.0f} MiB peak RSS; device {rounded(out)}")
-        line("compiling", f"{out['compile_s']:.1f} s")
-    if "graph_ratio_cpu" in out:
-        line(
-            "graph",
-            f"x {out['graph_ratio_cpu']:.3f} CPU, x {out['graph_ratio_wall']:.3f} wall, of the "
-            "same step without the graph network (medians of alternating pairs)",
-        )
-    if "host_input" in out:
-        h = out["host_input"]
-        line(
-            "host input",
-            f"{h['examples_per_cpu_s']:,.0f} examples a CPU second (text {h['text_us']:.0f} us, "
-            f"subgraphs {h['subgraphs_us']:.0f} us, batches {h['batches_us']:.0f} us an example)",
-        )
-    if "shapes" in out:
-        console.print(FORMULA, markup=False, style="dim")
-
-
-def rounded(out: dict[str, Any]) -> str:
-    memory = out["device_memory_mib"]
-    return ", ".join(f"{name} {value:,.0f} MiB" for name, value in memory.items()) or "unknown"

@@ -3,19 +3,25 @@ go through the real pipeline, so that a batch has every array that the model rea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from keft_jax.config import Config
+from keft_jax.config import Config, DistillConfig
 from keft_jax.data.source import Example
 from keft_jax.data.tokenize import SPECIAL
 from keft_jax.data.vocabulary import Vocabulary
 from keft_jax.kg.store import KG
+from keft_jax.sharding import make_mesh
 from keft_jax.train.parts import Parts, assemble
 
+SYNTHETIC = "synthetic"
+"""objective.distill.teacher: the same model with random parameters."""
 RELATIONS, NAME_WORDS = 32, 2
 ENTITIES = 2048
 """A table of their rows is trained; more of them make every step's optimizer dearer."""
@@ -31,6 +37,20 @@ def make_synthetic(config: Config, count: int, seed: int = 0) -> tuple[Parts, li
     labels = config.task.labels or ("a", "b")
     parts = assemble(config, kg, vocabulary, labels)
     return parts, [make_example(rng, number, config, words, kg, labels) for number in range(count)]
+
+
+def make_teacher(parts: Parts) -> tuple[Parts, Any]:
+    """A teacher of the student's size, knowledge and task, as it is drawn."""
+    ours, config = parts.knowledge, parts.config
+    objective = dataclasses.replace(config.objective, distill=DistillConfig(), schedules=())
+    config = dataclasses.replace(config, objective=objective)
+    teacher = assemble(
+        config, ours.kg, ours.vocabulary, parts.labels, ours.vectors, ours.attributes
+    )
+    draw = jax.jit(
+        teacher.model.init, out_shardings=teacher.model.shardings(make_mesh(config.mesh))
+    )
+    return teacher, draw(jax.random.key(config.seed + 1))
 
 
 def make_words(vocab_size: int) -> list[str]:

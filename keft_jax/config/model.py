@@ -69,8 +69,8 @@ class GraphConfig:
     gate: bool = True
     """Weigh nodes and edges by their relevance to the text; all weights can go to zero."""
     compute: Literal["auto", "dense", "segment"] = "auto"
-    """dense: batched adjacency matmuls. segment: jraph's segment operations. auto: dense
-    up to 200 nodes on accelerators, else segment. Equal results."""
+    """dense: matmuls with the batched adjacency. segment: jraph's segment operations. auto: dense
+    up to 200 nodes, else segment. Equal results."""
 
     def __post_init__(self) -> None:
         check(self.layers >= 0, "graph.layers", self.layers, "use 0 or more")
