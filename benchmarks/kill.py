@@ -39,7 +39,7 @@ class Child:
     """One attempt at a run, in a process of its own."""
 
     def __init__(self, config: Config, folder: Path, cache: Path):
-        self.begin, self.folder = time.monotonic(), folder
+        self.begin, self.folder = time.time(), folder
         log = folder.with_name(f"{folder.name}.log")
 
         def run() -> None:
@@ -54,6 +54,25 @@ class Child:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code is not None
+
+    def part(self) -> str:
+        """Which part of the run it is in. What an earlier process left unfinished is no save."""
+        found = [
+            p for kind in ("checkpoints", "best") for p in (self.folder / kind).glob("*[0-9p]")
+        ]
+        if any(
+            p.is_dir() and not p.with_name(f"{p.name}.json").exists() and self._made(p)
+            for p in found
+        ):
+            return "save"
+        return "step" if self._made(self.folder / "metrics.jsonl") else "start"
+
+    def _made(self, path: Path) -> bool:
+        """By this process. One that others wait for may be gone again."""
+        try:
+            return path.stat().st_mtime > self.begin
+        except FileNotFoundError:
+            return False
 
     def until(self, condition: Callable[[], bool]) -> None:
         while not self.over() and not condition():
@@ -75,28 +94,19 @@ def steps(folder: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def unfinished(folder: Path) -> bool:
-    """Whether a checkpoint is being written: it is not whole yet, or has no manifest."""
-    found = [p for kind in ("checkpoints", "best") for p in (folder / kind).glob("*") if p.is_dir()]
-    return any(not p.with_name(f"{p.name}.json").exists() for p in found)
-
-
 def moment(child: Child, folder: Path, kind: str, draw: random.Random, usual: float) -> str:
     """Waits for a random moment of that kind; says into which part of the run it fell."""
     if kind == "start":
         after = draw.uniform(0.0, usual)
-        child.until(lambda: time.monotonic() - child.begin > after)
-    elif kind == "step":
-        wanted = steps(folder) + draw.randrange(1, 8)
-        child.until(lambda: steps(folder) >= wanted)
-        time.sleep(draw.uniform(0.0, 0.05))
+        child.until(lambda: time.time() - child.begin > after)
+        return child.part()
+    wanted = min(steps(folder) + draw.randrange(1, 8), 22)
+    if kind == "step":
+        child.until(lambda: steps(folder) >= wanted and child.part() == "step")
     else:
-        wanted = steps(folder) + draw.randrange(1, 6)
-        child.until(lambda: steps(folder) >= wanted and unfinished(folder))
-        time.sleep(draw.choice((0.0, draw.uniform(0.0, 0.05))))
-    if unfinished(folder):
-        return "save"
-    return "step" if steps(folder) else "start"
+        child.until(lambda: steps(folder) >= wanted and child.part() == "save")
+    time.sleep(draw.choice((0.0, draw.uniform(0.0, 0.1))))
+    return child.part()
 
 
 def arrays(folder: Path) -> dict[str, str]:
@@ -146,7 +156,7 @@ class Bench:
             shutil.rmtree(self.out / name, ignore_errors=True)
             child = Child(self.config, self.out / name, self.cache)
             child.until(lambda name=name: steps(self.out / name) > 0)
-            usual = time.monotonic() - child.begin
+            usual = time.time() - child.begin
             child.until(lambda: False)
             if child.code != 0:
                 raise SystemExit(f"{self.out / name}.log: the undisturbed run failed")

@@ -21,8 +21,8 @@ Guard = dict[str, jax.Array]
 def make_guard() -> Guard:
     """Of the steps that were not skipped: how many, mean and variance of their loss. And how many
     were."""
-    nothing, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    return {"count": none, "mean": nothing, "variance": nothing, "skipped": none}
+    types = {"count": jnp.int32, "mean": jnp.float32, "variance": jnp.float32, "skipped": jnp.int32}
+    return {name: jnp.zeros((), dtype) for name, dtype in types.items()}
 
 
 def judge(

@@ -38,7 +38,7 @@ def watch(config: WatchConfig, folder: Path, warn: Callable[[str], None]) -> Ite
     file = folder / f"stall-{jax.process_index()}.txt"
 
     def look() -> None:
-        reported = _last
+        reported: float | None = None  # the beat since which it was said
         while not over.wait(min(config.stall / 4, 1.0)):
             idle = time.monotonic() - _last
             if idle >= config.stall and reported != _last:
