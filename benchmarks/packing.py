@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import re
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -74,7 +73,9 @@ class Way:
         self.plan = make_plan(parts.config, self.data, config.seed)
         self.state = self.trainer.fresh(config.seed)
         self.frozen, self.done = self.trainer.frozen(), 0
-        self.tokens, self.texts, self.cpu, self.host, self.slots = ([] for _ in range(5))
+        # Of each step: real tokens, texts, slots of the encoder, CPU seconds of the step and of
+        # making its batch.
+        self.steps: list[tuple[float, ...]] = []
 
     def __call__(self) -> None:
         begin = time.process_time()
@@ -89,17 +90,14 @@ class Way:
         jax.block_until_ready(self.state)
         spent = time.process_time() - start
         assert np.isfinite(loss)
-        values = (count, texts, spent, made - begin, rows.size)
-        lists = (self.tokens, self.texts, self.cpu, self.host, self.slots)
-        for value, to in zip(values, lists, strict=True):
-            to.append(value)
+        self.steps.append((count, texts, rows.size, spent, made - begin))
         self.done += 1
 
+    def timed(self, skip: int) -> np.ndarray:
+        return np.array(self.steps[skip:]).T
+
     def figures(self, skip: int) -> dict[str, float]:
-        tokens, texts, cpu, host, slots = (
-            np.array(x[skip:], float)
-            for x in (self.tokens, self.texts, self.cpu, self.host, self.slots)
-        )
+        tokens, texts, slots, cpu, host = self.timed(skip)
         return {
             "tokens_per_cpu_s": float(np.median(tokens / cpu)),
             "texts_per_cpu_s": float(np.median(texts / cpu)),
@@ -145,15 +143,10 @@ def main() -> None:
         for _ in range(skip + args.steps):
             for way in ways.values():
                 way()
-    padded, packed = ways["padded"], ways["packed"]
+    padded, packed = ways["padded"].timed(skip), ways["packed"].timed(skip)
     ratios = {
-        name: statistics.median(
-            (a / b) / (c / d)
-            for a, b, c, d in zip(
-                *(x[skip:] for x in (of(packed), packed.cpu, of(padded), padded.cpu)), strict=True
-            )
-        )
-        for name, of in (("tokens", lambda w: w.tokens), ("texts", lambda w: w.texts))
+        name: float(np.median(packed[i] / packed[3] / (padded[i] / padded[3])))
+        for i, name in enumerate(("tokens", "texts"))
     }
     out = {name: way.figures(skip) for name, way in ways.items()}
     for name, figures in out.items():
