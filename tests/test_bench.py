@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from keft_jax.config import (
     TaskConfig,
     TriplesConfig,
 )
+from keft_jax.gain.cost import without_graph
 from keft_jax.models.pretrained import flat
 from keft_jax.options import load_config_file
 from tests import tiny
@@ -36,9 +38,9 @@ ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     *("cpu_s_min", "cpu_s_median", "step_s_median", "step_s_p95", "tokens_per_s"),
     *("examples_per_s", "mfu", "flops_per_step", "peak_flops", "peak_known_by", "compile_s"),
-    *("peak_rss_mib", "device_memory_mib", "versions", "device", "shapes", "graph_ratio_cpu"),
-    *("graph_ratio_wall", "loss", "input", "name", "steps", "bytes_per_step", "bytes_per_s"),
-    *("environment", "host_input", "parts", "repeats", "spread", "compile_cpu_s", "times"),
+    *("peak_rss_mib", "device_memory_mib", "versions", "device", "shapes", "loss", "input"),
+    *("name", "steps", "bytes_per_step", "bytes_per_s", "environment", "host_input", "parts"),
+    *("repeats", "spread", "compile_cpu_s", "times"),
 }
 
 
@@ -62,7 +64,8 @@ def prepared(c: Config):
 
 
 def test_the_last_line_is_the_whole_result(tmp_path, capsys):
-    file = tiny.write_config(tmp_path / "bench.py", config())
+    none = FusionConfig(kind="none")
+    file = tiny.write_config(tmp_path / "bench.py", config(fusion=none))
     kept, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     options = ["--steps", "2", "--warmup", "1", "--repeats", "2"]
     options += ["--json", str(kept), "--plot", str(picture)]
@@ -81,17 +84,41 @@ def test_the_last_line_is_the_whole_result(tmp_path, capsys):
     assert out["mfu"] == pytest.approx(
         out["flops_per_step"] / out["step_s_median"] / out["peak_flops"]
     )
-    shapes = out["shapes"]
-    assert (shapes["batch"], shapes["length"], shapes["nodes"], shapes["edges"]) == (4, 16, 8, 16)
-    assert shapes["real_nodes"] == 4 * 7 and shapes["real_edges"] == 4 * 16  # the budgets are full
-    assert shapes["targets"] == 4 * round(0.15 * 14)
-    assert out["graph_ratio_cpu"] > 0 and out["graph_ratio_wall"] > 0
-    assert list(out["parts"]) == ["graph", "fusion", "text"]
+    assert out["shapes"]["targets"] == 4 * round(0.15 * 14)
+    assert list(out["parts"]) == ["text"] and "graph_ratio_cpu" not in out
     assert len(out["times"]["cpu"]) == 4 and len(out["repeats"]) == 2 and out["spread"] >= 0
     assert out["bytes_per_s"] == pytest.approx(out["bytes_per_step"] / out["step_s_median"])
     assert out["environment"]["flags"]["JAX_PLATFORMS"] == "cpu"
     made = 1e6 / out["host_input"]["batches_us"]
     assert out["host_input"]["headroom_batches"] == pytest.approx(made / out["examples_per_s"])
+
+
+class OfTheirSize:
+    """Stands in for compiled steps: CPU seconds are as the parameters, wall seconds twice that."""
+
+    compile_s = compile_cpu_s = bytes = 1.0
+    loss = 0.0
+    compiled = mock.Mock(memory_analysis=lambda: None)
+
+    def __init__(self, trainer, batches):
+        self.trainer, self.size = trainer, float(trainer.parts.model.size())
+
+    def __call__(self):
+        return self.size, 2 * self.size
+
+
+def test_parts_and_ratios_are_of_the_right_models(monkeypatch):
+    monkeypatch.setattr(run, "Steps", OfTheirSize)
+    out = run.bench(config(), steps=2, repeats=2)
+    assert list(out["parts"]) == ["graph", "fusion", "text"]
+    parts, _ = run.prepare(config())
+    alone = without_graph(parts).model.size()
+    assert out["parts"]["text"]["cpu_s"] == alone
+    assert sum(part["wall_s"] for part in out["parts"].values()) == 2 * parts.model.size()
+    assert out["graph_ratio_cpu"] == out["graph_ratio_cpu_min"] == parts.model.size() / alone
+    shapes = out["shapes"]
+    assert (shapes["batch"], shapes["length"], shapes["nodes"], shapes["edges"]) == (4, 16, 8, 16)
+    assert shapes["real_nodes"] == 4 * 7 and shapes["real_edges"] == 4 * 16  # the budgets are full
 
 
 def test_costs_of_parts_add_up_to_the_whole():

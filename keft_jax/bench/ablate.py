@@ -20,7 +20,7 @@ from keft_jax.train.parts import Parts, assemble
 
 Part = tuple[str, Parts, Given]
 
-TERMS = {
+TERMS: dict[str, Any] = {
     "kg_teacher": KgTeacherConfig(),
     "triples": TriplesConfig(),
     "entities": EntitiesConfig(),

@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": cpu_model(),
         "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(FLAGS)},
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
     }
 
 
