@@ -15,7 +15,8 @@ from keft_jax.train.state import State
 def local_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     """Of a chip's part of an array."""
     place: Any = leaf.sharding
-    return (place.sharding if isinstance(place, Format) else place).shard_shape(leaf.shape)
+    own: Any = place.sharding if isinstance(place, Format) else place
+    return own.shard_shape(leaf.shape)
 
 
 def count_local(tree: Any) -> int:
