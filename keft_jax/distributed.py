@@ -6,11 +6,15 @@ one writes what is not an array. Nothing here is of any cost, or of any use, to 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +81,7 @@ def join(
         count, number = _whole(given, "processes", 2), _whole(given, "process", 0)
         if number >= count:
             raise KeftError(f"--process = {number}: count from 0 to {count - 1}")
-    # A SIGTERM is for the run to take (run.stop_signals); JAX's own handler would keep it.
+    # A SIGTERM is for the run to take (stop_signals); JAX's own handler would keep it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         if missing:
@@ -173,6 +177,28 @@ def refuse_unlike(values: Mapping[str, str]) -> None:
                     f"{name}: process {number} has {table.get(name)!r} and process 0 "
                     f"{tables[0].get(name)!r}; give every host the same files, options and versions"
                 )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and control-C ask to stop after the step; a second control-C is not caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread can take signals
+        return
+    asked = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stop:

@@ -17,10 +17,8 @@ import importlib.metadata
 import json
 import logging
 import os
-import signal
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from jax.sharding import Mesh
 from keft_jax.config import Config, KeftError, KgeConfig, MeshConfig, config_hash, to_json
 from keft_jax.data.features import Dataset
 from keft_jax.data.triples import TripleDataset
-from keft_jax.distributed import exchange, is_first, on_first, refuse_unlike
+from keft_jax.distributed import exchange, is_first, on_first, refuse_unlike, stop_signals
 from keft_jax.files import write_atomic
 from keft_jax.kg.embeddings import Embeddings, read_embeddings
 from keft_jax.models.pretrained import start_digest
@@ -393,25 +391,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             out[name] = importlib.metadata.version(name)
     return out
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and control-C ask to stop after the step; a second control-C is not caught."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread can take signals
-        return
-    asked = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
