@@ -35,7 +35,7 @@ SCALE = str(ROOT / "configs/scale.py")
 TINY = (
     *("--encoder.layers=2", "--encoder.width=32", "--encoder.heads=2", "--encoder.mlp=64"),
     *("--graph.width=16", "--graph.heads=2", "--knowledge.nodes=8", "--knowledge.edges=8"),
-    *("--knowledge.entity_rows=2048", "--data.buckets=16", "--data.vocab_size=200"),
+    *("--knowledge.entity_rows=4096", "--data.buckets=16", "--data.vocab_size=200"),
 )
 
 # A loop of 12 turns with two all-reduces, one of them over pairs; a collective that runs beside two
@@ -301,7 +301,7 @@ def test_what_is_lowered_has_the_shapes_of_what_is_run(monkeypatch):
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), real)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), lowered.batch) == shapes
     assert lowered.flops["total"] == pytest.approx(count_step(parts, real)["total"], rel=0.05)
-    assert lowered.state.tables["nodes/rows"].value.shape == (2048, 16)
+    assert lowered.state.tables["nodes/rows"].value.shape == (4096, 16)
     assert lowered.mesh.shape["data"] == 4
 
 
@@ -318,7 +318,7 @@ def test_a_step_compiles_for_chips_that_are_not_there(libtpu, capsys):
     out = json.loads(json.dumps(compile_ahead(config, "v5e:2x2")))
     assert out["fits"] and out["chips"] == 4
     assert out["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
-    assert out["memory"]["tables"] == 2048 * 16 * 4 // 4
+    assert out["memory"]["tables"] == 4096 * 16 * 4 // 4
     assert out["memory"]["moments of tables"] == 2 * out["memory"]["tables"]
     assert {"all-to-all", "all-reduce"} <= {one["kind"] for one in out["collectives"]}
     assert (out["gathers"], out["moves_a_table"], out["rematerialized"]) == ([], [], 0)

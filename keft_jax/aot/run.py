@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import rich.console
 
 from keft_jax.aot.chips import GIB, Topology, parse_topology
@@ -71,10 +72,9 @@ def analyse(config: Config, of: Topology, program: Program, compiled: Any) -> di
     dtype = config.encoder.dtype.replace("mixed", "bfloat16")
     again = 4 / 3 if config.encoder.remat == "full" else 1.0
     times = estimate(of, dtype, again * flops, hbm, found)
-    blocks = {
-        f"f32[{','.join(map(str, local_shape(table.value)))}]"
-        for table in program.state.tables.values()
-    }
+    # A parameter that is as large by chance may be gathered over fsdp where it is used.
+    blocks = _shapes([table.value for table in program.state.tables.values()])
+    blocks -= _shapes(program.state.params)
     by_kind = count_bytes(found)
     return {
         "fits": True,
@@ -98,6 +98,10 @@ def analyse(config: Config, of: Topology, program: Program, compiled: Any) -> di
             "source": of.chip.source,
         },
     }
+
+
+def _shapes(tree: Any) -> set[str]:
+    return {f"f32[{','.join(map(str, local_shape(leaf)))}]" for leaf in jax.tree.leaves(tree)}
 
 
 def summarise(found: Iterable[Collective]) -> list[dict[str, Any]]:
