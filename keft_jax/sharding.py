@@ -137,11 +137,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
 
 
-def place(tree: Any, sharding: NamedSharding, *, may_alias: bool | None = None) -> Any:
+def place(tree: Any, sharding: jax.sharding.Sharding, *, may_alias: bool | None = None) -> Any:
     """Host arrays, whole and the same in every process, on the devices. Each process puts there
     what lies on its own, without asking the others. For devices that are not there (`keft
     compile`): their abstract twins."""
-    if sharding.mesh.devices.flat[0] not in jax.devices():
+    if sharding.device_set.isdisjoint(jax.devices()):
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x), sharding=sharding), tree
         )

@@ -29,7 +29,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     config = parts.config
     given = load_given(parts)
     examples: Any = parts.training(splits)
-    train = parts.given(examples)
+    train: Any = parts.given(examples)
     select = parts.ready(splits.select) if len(splits.select) else None
     trainer: Trainer[Any] = Trainer(parts, given)
     length, indices = make_plan(config, train, config.seed).batch(0)
