@@ -1,10 +1,15 @@
 """`mixed`: matmuls in bfloat16, everything else in float32."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
+from keft_jax.config import FusionConfig, TaskConfig
+from keft_jax.data.batch import MaskTarget
 from keft_jax.models.layers import activation_dtype, matmul, transpose
 
 
@@ -34,3 +39,15 @@ def test_a_product_and_its_gradients_are_those_of_rounded_factors(dtype):
     np.testing.assert_allclose(np.asarray(y, np.float32), expected, **near)
     np.testing.assert_allclose(dx, np.einsum("iab,dab->id", low(s), low(kernel)), **near)
     np.testing.assert_allclose(dk, np.einsum("id,iab->dab", low(x_id), low(s)), **near)
+
+
+@pytest.mark.parametrize("dtype", ["mixed", "bfloat16"])
+def test_the_head_over_the_vocabulary_takes_every_precision(dtype):
+    config = toy.config(task=TaskConfig(kind="mlm"), fusion=FusionConfig(kind="none"))
+    config = replace(config, encoder=replace(config.encoder, dtype=dtype))
+    batch, at = toy.batch(b=2), np.zeros((2, 3), np.int32)
+    target = MaskTarget(position=at, label=at, weight=np.ones((2, 3), np.float32))
+    batch = replace(batch, targets={"mlm": target})
+    model = toy.model(config)
+    logits = jax.eval_shape(model.apply, model.abstract(), batch, None, None).logits
+    assert logits.dtype == "float32" and logits.shape[:2] == (2, 3)

@@ -12,7 +12,15 @@ from keft_jax.config import Config
 from keft_jax.data.batch import Batch, Names, node_mask, own_mask
 from keft_jax.models.functional import normal, param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
-from keft_jax.models.layers import LayerNorm, Linear, dropout, fold, gelu, glorot
+from keft_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    activation_dtype,
+    dropout,
+    fold,
+    gelu,
+    glorot,
+)
 from keft_jax.sharding import shard
 
 
@@ -206,7 +214,7 @@ class MaskedLMHead(nnx.Module):
         self.transform = Linear(("embed", width), ("kv", width), dtype=dtype)
         self.norm = LayerNorm(("kv", width), eps=config.encoder.norm_eps)
         self.bias = param((sizes.vocab,), ("vocab",), zeros)
-        self.pieces, self.dtype = sizes.pieces, dtype
+        self.pieces, self.dtype = sizes.pieces, activation_dtype(dtype)
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         at_bt1 = batch.targets["mlm"].position[..., None]
