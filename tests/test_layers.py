@@ -19,7 +19,7 @@ ORDER = (
     ("bench", "init", "doctor"),
     ("aot",),
     ("__init__",),
-    ("options", "cli", "cli_run"),
+    ("options", "cli", "cli_data", "cli_run"),
 )
 """Lowest first; a module may import its own layer and those before it."""
 HEIGHT = {name: height for height, names in enumerate(ORDER) for name in names}
