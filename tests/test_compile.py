@@ -296,13 +296,25 @@ def test_what_is_lowered_has_the_shapes_of_what_is_run(monkeypatch):
     monkeypatch.setattr(program, "make_devices", lambda topology: jax.devices())
     config = override(load_config(SCALE), (*TINY, "--optim.batch=16", "--mesh.fsdp=2"))
     lowered = program.lower(config, parse_topology("v5e:2x4"))
+    _same_as_run(config, lowered.batch, lowered.flops)
+    assert lowered.state.tables["nodes/rows"].value.shape == (4096, 16)
+    assert lowered.mesh.shape["data"] == 4
+
+
+def test_packed_texts_have_the_rows_of_what_is_run():
+    options = (*TINY, "--optim.batch=64", "--optim.accumulate=2", "--data.pack=64")
+    config = override(load_config(SCALE), options)
+    _, batch, flops = program.make_batch(config, make_mesh(config.mesh))
+    assert batch.packing.slot.shape == (16, 64)
+    _same_as_run(config, batch, flops)
+
+
+def _same_as_run(config, batch, flops):
     parts, examples = prepare(config)
     real = first_batches(parts, examples)[0]
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), real)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), lowered.batch) == shapes
-    assert lowered.flops["total"] == pytest.approx(count_step(parts, real)["total"], rel=0.05)
-    assert lowered.state.tables["nodes/rows"].value.shape == (4096, 16)
-    assert lowered.mesh.shape["data"] == 4
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == shapes
+    assert flops["total"] == pytest.approx(count_step(parts, real)["total"], rel=0.05)
 
 
 @pytest.fixture(scope="module")

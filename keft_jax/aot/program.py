@@ -18,6 +18,7 @@ from keft_jax.config import Config, MeshConfig
 from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.loop import Trainer
+from keft_jax.train.parts import Parts
 from keft_jax.train.run import load_given
 
 
@@ -37,16 +38,7 @@ def lower(config: Config, topology: Topology) -> Program:
     """Without a single array on a device. Input is made up as for `keft bench`, or the real one's
     first where the config names a file. Raises KeftError."""
     mesh = make_mesh(config.mesh, make_devices(topology))
-    optim = config.optim
-    # A batch of the smallest size with the same shares is made, and its shapes made longer.
-    times = math.gcd(optim.batch, optim.unlabelled)
-    few = dataclasses.replace(
-        optim, batch=optim.batch // times, unlabelled=optim.unlabelled // times, accumulate=1
-    )
-    parts, examples = prepare(dataclasses.replace(config, optim=few))
-    one: Any = first_batches(parts, examples)[0]
-    flops = {name: times * value for name, value in count_step(parts, one).items()}
-    parts = dataclasses.replace(parts, config=dataclasses.replace(parts.config, optim=optim))
+    parts, batch, flops = make_batch(config, mesh)
     given = load_given(dataclasses.replace(parts, config=_alone(parts.config)))
     if given.teacher is not None:  # where it lies on the pod
         teacher, params = given.teacher
@@ -54,15 +46,34 @@ def lower(config: Config, topology: Topology) -> Program:
         given = dataclasses.replace(given, teacher=(teacher, params))
     trainer: Trainer[Any] = Trainer(parts, dataclasses.replace(given, parts=parts), mesh)
     state = abstract_like(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings)
+    step: Any = trainer.train_step
+    frozen = trainer.frozen()
+    return Program(mesh, state, frozen, batch, step.lower(state, frozen, batch), flops)
+
+
+def make_batch(config: Config, mesh: Mesh) -> tuple[Parts, Any, dict[str, float]]:
+    """(parts, the shapes of a batch, its useful FLOPs by part). One of the smallest size with the
+    same shares is made, and its shapes made longer. Of packed texts that is what a device holds of
+    an accumulated part: all of these are laid out alike."""
+    optim = config.optim
+    times = math.gcd(optim.batch, optim.unlabelled)
+    if config.data.pack:  # what does not divide is refused with the trainer
+        groups = mesh.shape["data"] * mesh.shape["fsdp"] * optim.accumulate
+        times = math.gcd(optim.batch, groups)
+    few = dataclasses.replace(
+        optim, batch=optim.batch // times, unlabelled=optim.unlabelled // times, accumulate=1
+    )
+    parts, examples = prepare(dataclasses.replace(_alone(config), optim=few))
+    one: Any = first_batches(parts, examples)[0]
+    flops = {name: times * value for name, value in count_step(parts, one).items()}
+    whole = dataclasses.replace(parts.config, optim=optim, mesh=config.mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             (times * x.shape[0], *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh)
         ),
         one,
     )
-    step: Any = trainer.train_step
-    frozen = trainer.frozen()
-    return Program(mesh, state, frozen, batch, step.lower(state, frozen, batch), flops)
+    return dataclasses.replace(parts, config=whole), batch, flops
 
 
 def _alone(config: Config) -> Config:
