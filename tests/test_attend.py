@@ -10,6 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from keft_jax.config import EncoderConfig, KeftError
 from keft_jax.models import attend
+from keft_jax.models.encoder import Attention, Reads
+from keft_jax.models.functional import Model
 
 BERT = EncoderConfig(layers=1, width=768, heads=12, dtype="bfloat16", dropout=0.0)
 
@@ -36,6 +38,8 @@ def test_the_kernel_is_chosen_by_device_and_shape(monkeypatch, device, length, g
     config = dataclasses.replace(BERT, **given)
     assert attend.attention_kind(config, training=True, length=length) == kind
     assert attend.attention_kind(config, training=True, each=True, length=length) == "xla"
+    packed = attend.attention_kind(config, training=True, packed=True, length=length)
+    assert packed == ("xla" if kind == "cudnn" else kind)
 
 
 @pytest.mark.parametrize(
@@ -49,25 +53,24 @@ def test_a_kernel_that_is_not_there_is_one_line(monkeypatch, device, attention, 
         attend.attention_kind(config, training=False, length=100)
 
 
-def test_flash_is_plain_attention():
-    """As the kernel is written, by an interpreter; with its gradient."""
+def test_flash_is_plain_attention(monkeypatch):
+    """As the kernel is written, by an interpreter; with its gradient, and texts in rows."""
+    monkeypatch.setattr(attend, "platform", lambda: "tpu")
+    config = EncoderConfig(layers=1, width=32, heads=2, attention="flash")
     rng = np.random.default_rng(0)
-    q, k, v, w = rng.normal(size=(4, 2, 128, 2, 16)).astype(np.float32)
-    length = np.array([128, 40])
-    real = (np.arange(128) < length[:, None])[:, :, None, None]
+    flash, plain = (
+        Model(Attention(dataclasses.replace(config, attention=kind))) for kind in ("flash", "xla")
+    )
+    params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype("f"), plain.abstract())
+    x, w = rng.normal(size=(2, 2, 128, 32)).astype(np.float32)
+    row = np.repeat([3, 1, 2, 0], [50, 1, 60, 17])
+    texts = jnp.asarray(np.stack([row, np.arange(128) < 40]), jnp.int32)
 
-    def plain(q, k, v):
-        scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / 4
-        scores = jnp.where(real[:, None, :, 0, 0][:, None], scores, -1e9)
-        return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores), v)
+    def out(model):
+        return lambda p, x: (model.apply(p, x, Reads.of(texts), None) * w).sum()
 
-    def out(f):
-        # What padding reads and says is nobody's.
-        return lambda *x: (jnp.where(real, f(*x), 0) * w).sum()
-
-    own = lambda q, k, v: attend.flash(q, k, v, length, 0.25)  # noqa: E731
     with pltpu.force_tpu_interpret_mode():
-        ours = jax.value_and_grad(out(own), (0, 1, 2))(q, k, v)
-    other = jax.jit(jax.value_and_grad(out(plain), (0, 1, 2)))(q, k, v)
+        ours = jax.value_and_grad(out(flash), (0, 1))(params, x)
+    other = jax.jit(jax.value_and_grad(out(plain), (0, 1)))(params, x)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -31,7 +31,7 @@ class EncoderConfig:
     mixed: matmuls with a kernel in bfloat16, summed in f32; activations in f32 (on a CPU that has
     bfloat16 the fastest; on an accelerator bfloat16 is)."""
     attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
-    """cudnn: fused attention on NVIDIA GPUs, in bfloat16. flash: on TPUs, for texts of a multiple
+    """cudnn: fused attention on NVIDIA GPUs, in bfloat16. flash: on TPUs, for rows of a multiple
     of 128 tokens. Both have no dropout on attention weights (the other dropouts stay). auto: the
     one that computes the same and is worth it, else xla."""
     scan: bool = False

@@ -89,10 +89,10 @@ class Config:
                 "distil the states of masked language modelling, by objective.distill.hidden",
             ),
             (
-                self.encoder.attention in ("auto", "xla"),
+                self.encoder.attention != "cudnn",
                 "encoder.attention",
                 self.encoder.attention,
-                "the fused kernels cannot keep the texts of a row apart; use auto",
+                "the kernel knows lengths alone and cannot keep the texts of a row apart; use auto",
             ),
         ):
             check(fits, name, value, f"with data.pack = {self.data.pack}: {remedy}; or data.pack=0")

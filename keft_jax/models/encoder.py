@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -52,6 +54,25 @@ class Embeddings(nnx.Module):
         return dropout(self.norm(x).astype(self.dtype), self.rate, key)
 
 
+class Reads(NamedTuple):
+    """Which tokens each token reads."""
+
+    bias_b1ql: jax.Array  # f32[b, 1, 1 or l, l]: 0, or the least number where one is not read
+    text_bl: jax.Array | None  # i32[b, l]: it reads those of its own number; 0: padding. None: it
+    # cannot be said so
+
+    @classmethod
+    def of(cls, mask: jax.Array) -> Reads:
+        """mask: as that of Encoder.run."""
+        if mask.dtype == bool and mask.ndim == 3:
+            read_bql, text_bl = mask, None
+        elif mask.dtype == bool:
+            read_bql, text_bl = mask[:, None], mask.astype(jnp.int32)
+        else:
+            read_bql, text_bl = mask[:, :, None] == mask[:, None, :], mask
+        return cls(jnp.where(read_bql, 0.0, jnp.finfo(jnp.float32).min)[:, None], text_bl)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention; query, key and value in one matmul; softmax in float32."""
 
@@ -62,25 +83,27 @@ class Attention(nnx.Module):
         self.out = Linear(("heads", config.width), embed, dtype=dtype)
         self.rate, self.scale, self.config = config.dropout, kv[1] ** -0.5, config
 
-    def __call__(self, x_bld: jax.Array, bias_b1ql: jax.Array, key: jax.Array | None):
-        """bias_b1ql: f32[b, 1, 1 or l, l]."""
+    def __call__(self, x_bld: jax.Array, reads: Reads, key: jax.Array | None):
         qkv = shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv")
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        each = bias_b1ql.shape[2] > 1
-        training, length = key is not None, x_bld.shape[1]
-        kind = attention_kind(self.config, training=training, each=each, length=length)
+        kind = attention_kind(
+            self.config,
+            training=key is not None,
+            each=reads.text_bl is None,
+            packed=reads.bias_b1ql.shape[2] > 1,
+            length=x_bld.shape[1],
+        )
         if kind in FUSED:
-            length_b = (bias_b1ql == 0).sum((1, 2, 3), dtype=jnp.int32)
-            y = FUSED[kind](q, k, v, length_b, self.scale)
+            y = FUSED[kind](q, k, v, reads.text_bl, self.scale)
             return self.out(y.reshape(x_bld.shape))
         scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
-        weights = jax.nn.softmax(scores + bias_b1ql, axis=-1).astype(x_bld.dtype)
+        weights = jax.nn.softmax(scores + reads.bias_b1ql, axis=-1).astype(x_bld.dtype)
         y = jnp.einsum("bhqs,bshk->bqhk", dropout(weights, self.rate, key), v)
         return self.out(y.reshape(x_bld.shape))
 
     def scores(self, x_bld: jax.Array, mask: jax.Array) -> jax.Array:
-        """What the softmax is of: f32[b, h, query, key], -1e9 where one is not read. mask: as that
-        of Encoder.run."""
+        """What the softmax is of: f32[b, h, query, key], -1e9 where one is not read. mask: bool[b,
+        l], or bool[b, l, l]."""
         q, k, _ = jnp.moveaxis(shard(self.qkv(x_bld), "batch", "length", None, "heads", "kv"), 2, 0)
         scores = jnp.einsum("bqhk,bshk->bhqs", q * self.scale, k, preferred_element_type="f4")
         mask_bql = mask[:, None] if mask.ndim == 2 else mask
@@ -100,8 +123,8 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(embed, eps=config.norm_eps)
         self.rate = config.dropout
 
-    def __call__(self, x_bld: jax.Array, bias_b1ql: jax.Array, key: jax.Array | None):
-        y = self.attention(x_bld, bias_b1ql, fold(key, 0))
+    def __call__(self, x_bld: jax.Array, reads: Reads, key: jax.Array | None):
+        y = self.attention(x_bld, reads, fold(key, 0))
         x_bld = self.attention_norm(x_bld + dropout(y, self.rate, fold(key, 1)))
         hidden = shard(gelu(self.up(x_bld)), "batch", "length", "mlp")
         x_bld = self.mlp_norm(x_bld + dropout(self.down(hidden), self.rate, fold(key, 2)))
@@ -119,20 +142,20 @@ class Encoder(nnx.Module):
     def run(
         self, x_bld: jax.Array, mask: jax.Array, key: jax.Array | None, start: int, stop: int
     ) -> jax.Array:
-        """States after layers start..stop-1. mask: bool[b, l], which tokens are read, or
-        bool[b, l, l], which ones by each."""
-        mask_bql = mask[:, None] if mask.ndim == 2 else mask
-        bias = jnp.where(mask_bql, 0.0, jnp.finfo(jnp.float32).min)[:, None]
+        """States after layers start..stop-1. mask: bool[b, l], which tokens are read; i32[b, l],
+        the text in its row that each is of, from 1 on, whose tokens it reads (0: padding); or
+        bool[b, l, l], which ones are read by each."""
+        reads = Reads.of(mask)
         if self.config.scan and stop - start > 1:
-            return self._scan(x_bld, bias, key, start, stop)
+            return self._scan(x_bld, reads, key, start, stop)
         for i in range(start, stop):
             graphdef, params = nnx.split(self.blocks[str(i)])
-            x_bld = self._block(graphdef)(nnx.to_pure_dict(params), x_bld, bias, fold(key, i))
+            x_bld = self._block(graphdef)(nnx.to_pure_dict(params), x_bld, reads, fold(key, i))
         return x_bld
 
     def _block(self, graphdef):
-        def call(params, x_bld, bias, key):
-            return nnx.merge(graphdef, params)(x_bld, bias, key)
+        def call(params, x_bld, reads, key):
+            return nnx.merge(graphdef, params)(x_bld, reads, key)
 
         match self.config.remat:
             case "full":
@@ -142,13 +165,13 @@ class Encoder(nnx.Module):
                 return jax.checkpoint(call, policy=policy)
         return call
 
-    def _scan(self, x_bld, bias, key, start: int, stop: int) -> jax.Array:
+    def _scan(self, x_bld, reads, key, start: int, stop: int) -> jax.Array:
         split = [nnx.split(self.blocks[str(i)]) for i in range(start, stop)]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *[nnx.to_pure_dict(s) for _, s in split])
         call = self._block(split[0][0])
 
         def body(x_bld, layer):
             params, i = layer
-            return call(params, x_bld, bias, fold(key, i)), None
+            return call(params, x_bld, reads, fold(key, i)), None
 
         return jax.lax.scan(body, x_bld, (stacked, jnp.arange(start, stop)))[0]

@@ -66,16 +66,15 @@ class Rows:
     @property
     def mask(self) -> jax.Array:
         """As Encoder.run has it."""
-        mask = sight(self._batch)
         if self._batch.packing is None:
-            return mask
+            return sight(self._batch)
         rows, (_, length) = self._shapes
         token_rs = self._token.reshape(rows)
-        text_rs = token_rs // length
-        same_rqs = text_rs[:, :, None] == text_rs[:, None, :]
+        text_rs = token_rs // length + 1
         if self._batch.branch is None:
-            return same_rqs
-        read_rql, place_rs = self.join(mask), jnp.maximum(token_rs, 0) % length
+            return text_rs
+        same_rqs = text_rs[:, :, None] == text_rs[:, None, :]
+        read_rql, place_rs = self.join(sight(self._batch)), jnp.maximum(token_rs, 0) % length
         place_rqs = jnp.broadcast_to(place_rs[:, None, :], same_rqs.shape)
         return same_rqs & jnp.take_along_axis(read_rql, place_rqs, 2)
 
@@ -86,13 +85,14 @@ def gather_masks(batch: Batch) -> Batch:
     target, packing = batch.targets.get("mlm"), batch.packing
     if packing is None or not isinstance(target, MaskTarget):
         return batch
-    asked = target.weight > 0
-    position = jnp.where(asked, packing.start[:, None] + target.position, 0)
+    (texts, slots), ways = target.position.shape, batch_ways()
+    tokens, length = packing.slot.size // ways, batch.tokens.shape[1]
+    # Slots that ask for nothing may name a text's padding, which lies elsewhere in the rows or not
+    # at all. They stay spread: a scatter that adds to one place many times is slow.
+    position = jnp.minimum(packing.start[:, None] + target.position, tokens - 1)
     target = dataclasses.replace(target, position=position)
     each = jax.tree.map(lambda x: _by_device(x, 2), target)
     # A text is asked for its rate of tokens, rounded, and at least for one.
-    (texts, slots), ways = target.position.shape, batch_ways()
-    tokens, length = packing.slot.size // ways, batch.tokens.shape[1]
     most = min(-(-slots * tokens // length) + texts // ways, texts // ways * slots)
     first = jnp.argsort(each.weight <= 0, axis=1, stable=True)[:, :most]
     target = jax.tree.map(lambda x: jnp.take_along_axis(x, first, 1), each)

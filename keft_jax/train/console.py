@@ -95,9 +95,17 @@ def _on_text(parts: Parts, covers: Mapping[str, Any], select: Dataset | None) ->
             f"{covers['answers_near']:.1%} of those near a mention, "
             f"{'–' if kept is None else f'{kept:.1%}'} of these kept by the budget"
         )
-    each = config.knowledge.text == "visible" or config.data.pack > 0
-    longest = config.data.buckets[-1]
-    attention = attention_kind(config.encoder, training=True, each=each, length=longest)
+    buckets, pack, each = config.data.buckets, config.data.pack, config.knowledge.text == "visible"
+    trains, reads = (
+        {
+            attention_kind(config.encoder, training, each, training and pack > 0, length)
+            for length in lengths
+        }
+        for training, lengths in ((True, (pack,) if pack else buckets), (False, buckets))
+    )
+    attention = " and ".join(sorted(trains))
+    if reads != trains:
+        attention += f"; in evaluation by {' and '.join(sorted(reads))}"
     return [
         f"examples   {covers['examples']:,} to train on ({drawn:,} drawn), "
         f"{len(select) if select else 0:,} to select by; {covers['truncated']:,} texts truncated",
