@@ -228,10 +228,12 @@ class Lowered:
     def __init__(self, message):
         self.message = message
 
-    def compile(self):
+    def compile(self, options):
         os.write(2, b"W1122 Involuntary full rematerialization. The compiler cannot\nelse\n")
         if self.message:
             raise jax.errors.JaxRuntimeError(self.message)
+        folder = Path(options["xla_dump_to"])
+        (folder / "module_0000.jit_on.after_optimizations.txt").write_text("HloModule jit_on")
         return "program"
 
 
@@ -248,8 +250,8 @@ def test_what_does_not_fit_says_by_how_much():
 
 
 def test_what_the_partitioner_writes_below_python_is_seen():
-    compiled, complaints = compile_lowered(Lowered(""), parse_topology("v5e:2x2"))
-    assert compiled == "program"
+    compiled, text, complaints = compile_lowered(Lowered(""), parse_topology("v5e:2x2"))
+    assert (compiled, text) == ("program", "HloModule jit_on")
     assert complaints == ["W1122 Involuntary full rematerialization. The compiler cannot"]
     with captured_stderr() as lines:
         os.write(2, b"one\ntwo")
@@ -322,12 +324,14 @@ def libtpu():
     pytest.importorskip("libtpu", reason="libtpu (the extra aot) is not installed")
 
 
-def test_a_step_compiles_for_chips_that_are_not_there(libtpu, capsys):
+# The other kind of chip has sparse cores, which gathers are offloaded to.
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
+def test_a_step_compiles_for_chips_that_are_not_there(libtpu, capsys, topology):
     options = (*TINY, "--optim.batch=16", "--mesh.fsdp=2", "--mesh.rows=all_to_all")
     config = override(load_config(SCALE), options)
     from keft_jax.aot.run import compile_ahead
 
-    out = json.loads(json.dumps(compile_ahead(config, "v5e:2x2")))
+    out = json.loads(json.dumps(compile_ahead(config, topology)))
     assert out["fits"] and out["chips"] == 4
     assert out["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
     assert out["memory"]["tables"] == 4096 * 16 * 4 // 4
@@ -359,4 +363,4 @@ def test_the_partitioner_of_libtpu_is_heard(libtpu):
         out_shardings=NamedSharding(mesh, P(after)),
     )
     lowered = jitted.lower(jax.ShapeDtypeStruct((16, 16, 16), "float32"))
-    assert len(compile_lowered(lowered, topology)[1]) > 0
+    assert len(compile_lowered(lowered, topology)[2]) > 0

@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,12 +98,18 @@ def captured_stderr() -> Iterator[list[str]]:
             lines += file.read().decode(errors="replace").splitlines()
 
 
-def compile_lowered(lowered: Any, topology: Topology) -> tuple[Any, list[str]]:
-    """(the compiled program, the partitioner's complaints about rematerialization). Raises
-    DoesNotFitError."""
+def compile_lowered(lowered: Any, topology: Topology) -> tuple[Any, str, list[str]]:
+    """(the compiled program, its text, the partitioner's complaints about rematerialization). The
+    text is libtpu's own: jaxlib refuses programs that offload gathers to sparse cores (v5p, v6e),
+    whose asynchronous instructions it does not know. Raises DoesNotFitError."""
     try:
-        with captured_stderr() as lines, _without_flags():
-            compiled = lowered.compile()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            captured_stderr() as lines,
+            _without_flags(),
+        ):
+            compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            text = read_text(Path(folder))
     except jax.errors.JaxRuntimeError as error:
         found = _TOO_LARGE.search(str(error))
         if found is None:
@@ -116,4 +123,16 @@ def compile_lowered(lowered: Any, topology: Topology) -> tuple[Any, list[str]]:
             needed,
             memory,
         ) from error
-    return compiled, [line for line in lines if REMATERIALIZATION in line]
+    return compiled, text, [line for line in lines if REMATERIALIZATION in line]
+
+
+def read_text(folder: Path) -> str:
+    """The optimized module among what the compiler has left there; the one of a partitioned program
+    is the longest."""
+    found = [path.read_text() for path in folder.glob("*.after_optimizations.txt")]
+    if not found:
+        raise KeftError(
+            "keft compile: this libtpu wrote no text of the program; use the one that "
+            "'keft_jax[aot]' installs"
+        )
+    return max(found, key=len)

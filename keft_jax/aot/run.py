@@ -43,7 +43,7 @@ def compile_ahead(config: Config, topology: str, slices: int = 1) -> dict[str, A
         "length": config.data.buckets[-1],
     }
     try:
-        compiled, complaints = compile_lowered(program.lowered, of)
+        compiled, text, complaints = compile_lowered(program.lowered, of)
     except DoesNotFitError as error:
         error.report = out | {
             "fits": False,
@@ -53,7 +53,7 @@ def compile_ahead(config: Config, topology: str, slices: int = 1) -> dict[str, A
         }
         raise
     out["compile_s"] = round(time.perf_counter() - begin, 1)
-    out |= analyse(config, of, program, compiled) | {
+    out |= analyse(config, of, program, compiled, text) | {
         "rematerialized": len(complaints),
         "complaints": complaints[:4],
     }
@@ -61,10 +61,12 @@ def compile_ahead(config: Config, topology: str, slices: int = 1) -> dict[str, A
     return out
 
 
-def analyse(config: Config, of: Topology, program: Program, compiled: Any) -> dict[str, Any]:
+def analyse(
+    config: Config, of: Topology, program: Program, compiled: Any, text: str
+) -> dict[str, Any]:
     """What the compiled program says of itself."""
     memory = split_memory(program.state, program.frozen, program.batch, compiled.memory_analysis())
-    module, cost = parse(compiled.as_text()), compiled.cost_analysis() or {}
+    module, cost = parse(text), compiled.cost_analysis() or {}
     found = find_collectives(module)
     flops = program.flops["total"] / program.mesh.size
     hbm = sum(memory.get(name, 0) for name in ("frozen", "batch"))
