@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,32 +16,47 @@ from keft_jax.config import (
     EntitiesConfig,
     FusionConfig,
     KgTeacherConfig,
+    ObjectiveConfig,
     TriplesConfig,
 )
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.data.plan import BatchPlan, assign_buckets
 from keft_jax.models.functional import paths
-from keft_jax.train.loop import Trainer
+from keft_jax.train.loop import Trainer, make_plan
 from keft_jax.train.parts import Parts, assemble
 
 
 def text_alone(config: Config) -> Config:
     """Without the graph network, what needs one, a teacher, and facts in the text."""
-    return dataclasses.replace(
+    objective = dataclasses.replace(
+        config.objective,
+        distill=DistillConfig(),
+        schedules=(),
+        entities=EntitiesConfig(),
+        triples=TriplesConfig(),
+        kg_teacher=KgTeacherConfig(),
+    )
+    return with_objective(
         config,
+        objective,
         fusion=FusionConfig(kind="none"),
         knowledge=dataclasses.replace(
             config.knowledge, entities="", relations="", attributes="", text="none"
         ),
-        objective=dataclasses.replace(
-            config.objective,
-            distill=DistillConfig(),
-            schedules=(),
-            entities=EntitiesConfig(),
-            triples=TriplesConfig(),
-            kg_teacher=KgTeacherConfig(),
-        ),
     )
+
+
+def with_objective(config: Config, objective: ObjectiveConfig, **sections: Any) -> Config:
+    """The config with an objective of fewer terms; texts without labels and the average of the
+    parameters go with the last one that reads them."""
+    data, optim, consistent = config.data, config.optim, objective.consistency.weight > 0
+    others = consistent, objective.mlm.weight, objective.kg_teacher.weight, objective.distill.active
+    if not any(others):
+        data = dataclasses.replace(data, unlabelled="")
+        optim = dataclasses.replace(optim, unlabelled=0)
+    if not (consistent or config.eval.ema):
+        optim = dataclasses.replace(optim, ema=0.0)
+    return dataclasses.replace(config, objective=objective, data=data, optim=optim, **sections)
 
 
 def drop_groups(parts: Parts) -> Parts:
@@ -67,8 +83,9 @@ def measure_cost(trainer: Trainer, train: Dataset) -> float | None:
 
 
 def compare_steps(one: Trainer, other: Trainer, train: Dataset, steps: int = 20) -> float:
-    """Median of the ratios of alternating pairs of steps, so that a busy machine slows both. Each
-    reads the same examples with what it is given of the graph."""
+    """Median of the ratios of pairs of steps, now one first, now the other, so that a busy machine
+    slows both. Each reads the same examples with what it is given of the graph; packed, examples
+    that its own layout has as many of."""
     config, trainers = one.parts.config, (one, other)
     plan = BatchPlan(train.lengths, config.optim.batch, config.data.buckets, 0)
     states, times = [t.fresh(0) for t in trainers], np.zeros((steps + 2, 2))
@@ -80,12 +97,15 @@ def compare_steps(one: Trainer, other: Trainer, train: Dataset, steps: int = 20)
             own = with_row(train, knowledge, *train.row)
             bucket = assign_buckets(own.lengths[numbers], config.data.buckets).max()
             needs = config.data.buckets[bucket]
-        batches.append(t.put(own.batch(needs, numbers)))
+        if config.data.pack:
+            batches.append(t.put(own.batch(*make_plan(config, own, 0).batch(0))))
+        else:
+            batches.append(t.put(own.batch(needs, numbers)))
     frozen = [t.frozen() for t in trainers]
-    for pair in times:
-        for i, t in enumerate(trainers):
+    for number, pair in enumerate(times):
+        for i in (0, 1) if number % 2 else (1, 0):
             begin = time.perf_counter()
-            states[i], metrics = t.train_step(states[i], frozen[i], batches[i])
+            states[i], metrics = trainers[i].train_step(states[i], frozen[i], batches[i])
             jax.block_until_ready((states[i], metrics))
             pair[i] = time.perf_counter() - begin
     first, second = times[2:].T  # the ones before compile
