@@ -40,7 +40,8 @@ def compare(ours: list[str], other: list[str], rounds: int, core: int) -> dict[s
     """Best and median step of all rounds, ours over the other's; and the ratio of each round."""
     pairs = []
     for number in range(rounds):
-        pairs.append((measure(ours, core), measure(other, core)))
+        both = [measure(one, core) for one in (ours, other)[:: -1 if number % 2 else 1]]
+        pairs.append(both[:: -1 if number % 2 else 1])
         best = [f"{one['cpu_s_min']:.3f}" for one in pairs[-1]]
         print(f"round {number + 1}: ours {best[0]}, other {best[1]} CPU s a step", file=sys.stderr)
 
@@ -74,7 +75,7 @@ def main() -> None:
     a = parser.parse_args()
     steps = ["--steps", str(a.steps)]
     run = "from keft_jax.cli import main; main()"
-    ours = [a.python, "-c", run, "bench", "--config", a.config, *steps]
+    ours = [a.python, "-c", run, "bench", "--config", a.config, "--no-parts", *steps]
     other = [a.baseline_python, *shlex.split(a.baseline), *steps]
     print(json.dumps(compare(ours, other, a.rounds, a.core)))
 

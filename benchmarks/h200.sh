@@ -3,10 +3,14 @@
 #
 #   benchmarks/h200.sh [OUT]        OUT: a new folder for results.jsonl, table.txt and pictures
 #
-# PYTHON        interpreter with keft_jax[gpu] (default: python)
-# TORCH_PYTHON  one with PyTorch and transformers, for the same step there (default: none)
+# PYTHON        interpreter with keft_jax[gpu] (default: python; without keft_jax's needs, one is
+#               made in runs/h200-venv by pip)
+# TORCH_PYTHON  one with PyTorch and transformers, for the same step there (default: PYTHON or
+#               python3, where they have both)
 # BASELINES     folder of bert_torch_hf.py (default: ../shared/baselines)
 # SMALL=1       everything at a size that a CPU does in minutes: a test of this script alone
+#
+# A case that fails is told at the end, by status 1; the others are measured.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,8 +18,29 @@ out=${1:-runs/h200-$(date +%Y%m%d-%H%M%S)}
 python=${PYTHON:-python}
 baselines=${BASELINES:-../shared/baselines}
 mkdir -p "$out"
-results=$out/results.jsonl
+results=$out/results.jsonl failed=()
 : > "$results"
+
+die() { echo "${0##*/}: $*" >&2 && exit 2; }
+has() { "$1" -c "import $2" &> /dev/null; } # INTERPRETER MODULES
+
+if ! has "$python" "jax, keft_jax.bench.run"; then
+  [[ ! ${PYTHON:-} ]] || die "PYTHON=$PYTHON cannot import keft_jax; pip install '.[gpu]' there"
+  python=runs/h200-venv/bin/python
+  [[ -x $python ]] || python3 -m venv runs/h200-venv
+  "$python" -m pip install --quiet --editable ".[gpu]"
+fi
+gpu='import jax, sys; sys.exit(jax.default_backend() != "gpu")'
+[[ ${SMALL:-} ]] || "$python" -c "$gpu" > /dev/null || die "jax sees no GPU; SMALL=1 needs none"
+
+torch="" candidates=("${TORCH_PYTHON:-$python}")
+[[ ${TORCH_PYTHON:-} ]] || candidates+=(python3)
+for one in "${candidates[@]}"; do
+  [[ $torch ]] || ! has "$one" "torch, transformers" || torch=$one
+done
+missing=""
+[[ -f $baselines/bert_torch_hf.py ]] || missing="no $baselines/bert_torch_hf.py; set BASELINES"
+[[ $torch ]] || missing="no torch and transformers in ${candidates[*]}; set TORCH_PYTHON"
 
 if [[ ${SMALL:-} ]]; then
   base=tiny mini=tiny device=cpu compile=0 steps=3
@@ -35,7 +60,9 @@ record() {
   echo "== $name: $*" >&2
   "$@" | tee "$out/$name.log" | tail -1 | "$python" -c '
 import json, sys
-print(json.dumps({"case": sys.argv[1], **json.loads(sys.stdin.read())}))' "$name" >> "$results"
+line = sys.stdin.read() or sys.exit("no result")
+print(json.dumps({"case": sys.argv[1], **json.loads(line)}))' "$name" >> "$results" ||
+    failed+=("$name")
 }
 
 # bench CASE CONFIG TEXTS TOKENS [OPTION...]
@@ -49,14 +76,15 @@ bench() {
 
 # torch CASE SIZE TEXTS TOKENS [OPTION...]: the same step in PyTorch.
 torch() {
-  [[ ${TORCH_PYTHON:-} ]] || return 0
+  [[ ! $missing ]] || return 0
   local name=$1 size=$2 batch=$3 length=$4
   shift 4
-  record "$name" "$TORCH_PYTHON" "$baselines/bert_torch_hf.py" --size "$size" --batch "$batch" \
+  record "$name" "$torch" "$baselines/bert_torch_hf.py" --size "$size" --batch "$batch" \
     --seq "$length" --device "$device" --dtype "$theirs" --attn sdpa --compile "$compile" \
     --fused-adam 1 --steps "$steps" --warmup 3 "$@"
 }
 
+[[ ! $missing ]] || record pytorch echo "{\"missing\": \"$missing\"}"
 bench base_128 "${base}_mlm" "${short[@]}" --no-parts
 torch torch_base_128 "$base" "${short[@]}"
 bench base_512 "${base}_mlm" "${long[@]}" --no-parts
@@ -72,3 +100,4 @@ torch torch_minilm_128 "$mini" "${wide[@]}"
 record embedding "$python" benchmarks/embedding_gradient.py "${tokens[@]}"
 
 "$python" benchmarks/h200_table.py "$results" | tee "$out/table.txt"
+((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}" >&2 && exit 1; }

@@ -52,6 +52,8 @@ def make_table(records: Mapping[str, Record]) -> list[str]:
             rates = own["tokens_per_s"], other["real_tokens_per_s"]
             what = f"tokens/s {rates[0]:,.0f} / PyTorch {rates[1]:,.0f}"
             lines.append(f"{case:<14}{what:<38}{rates[0] / rates[1]:>8.3f}")
+    if "pytorch" in records:
+        lines.append(f"PyTorch: not measured: {records['pytorch']['missing']}")
     first = next((r for r in records.values() if "environment" in r), None)
     if first:
         place, versions = first["device"], first["versions"]

@@ -1,9 +1,9 @@
 """Useful FLOPs of a training step, and what the device could do at most.
 
 A multiply-add is two. Real tokens, nodes and edges only; the masked-LM head on the predicted
-positions only; attention over a text's own length. Look-ups, norms, activations, softmax, dropout
-and the optimizer count nothing, and neither does what is recomputed. A step is three forward
-passes: the backward pass multiplies each kernel twice.
+positions only; attention over a text's own length, packed or not. Look-ups, norms, activations,
+softmax, dropout and the optimizer count nothing, and neither does what is recomputed. What is
+trained takes three forward passes: the backward pass multiplies each kernel twice.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keft_jax.data.batch import Batch
+from keft_jax.data.batch import Batch, take
+from keft_jax.models.fusion import row_width
+from keft_jax.tasks.task import Task
+from keft_jax.train.given import Given
 from keft_jax.train.parts import Parts
 
 FORMULA = """\
-useful FLOPs of a step = 3 x forward; forward is the sum of
+useful FLOPs of a step = 3 x forward + teacher; forward is the sum of
   encoder   layers (8 T d^2 + 4 T d f + 4 d sum(length^2))
   head      mlm: P (2 d^2 + 2 d V); classification: b (2 d^2 + 2 d labels); kgqa: b (2 d^2 + 2 d E);
             relation, typing: b 2 d marks labels; tagging: T 2 d labels; span: T 4 d;
@@ -28,9 +31,12 @@ useful FLOPs of a step = 3 x forward; forward is the sum of
   graph     N 2 d w; per exchange: layers (2 N w^2 + 4 M w + gate (2 N w^2 + 2 b d w)), fusion
   fusion    mention_add: 2 w d mentions; cross_attention: 4 T d w + 4 N w^2 + 4 w sum(length nodes);
             interaction: b (2 d^2 + 8 d w)
+  triples   Q (1 + negatives, or all E) 2 w of an entity
 T real tokens, d width, f mlp, P predicted positions, V word pieces, b texts, E entities, N real
-nodes, M real edges, w graph width (rgcn: w heads in 2 N w^2; triple kinds: 6 N w^2). kgqa has one
-exchange more, in its head, without fusion"""
+nodes, M real edges, w graph width (rgcn: w heads in 2 N w^2; triple kinds: 6 N w^2), Q queries.
+kgqa has one exchange more, in its head, without fusion. objective.mlm beside a task is a second
+forward pass with its head. teacher: one forward pass of distillation's, and of consistency's over
+the texts without labels"""
 
 _TERA = 1e12
 PEAKS: dict[str, dict[str, float]] = {
@@ -50,17 +56,42 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 
 
-def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
-    """Useful FLOPs of a training step over a host batch: encoder, head, graph and total."""
-    c = parts.config
+def count_step(
+    parts: Parts, batch: Batch, given: Given | None = None, times: int = 1
+) -> dict[str, float]:
+    """Useful FLOPs of a training step over so many of a host batch: encoder, head, graph, triples,
+    teacher and total. given: with distillation's teacher."""
+    c, objective = parts.config, parts.config.objective
     batch = parts.knowledge.show(batch, c.knowledge.row, c.seed)
+    out = dict.fromkeys(("encoder", "head", "graph", "triples", "teacher"), 0.0)
+    others = objective.consistency, objective.kg_teacher
+    reads = objective.task > 0 or objective.distill.active or any(t.weight > 0 for t in others)
+    own = {parts.task.term: parts.task} if reads else {}
+    beside = parts.beside
+    for task in (own if beside is None else own | {beside.term: beside}).values():
+        for name, value in _forward(parts, batch, task).items():
+            out[name] += 3 * times * value
+    if given is not None and given.teacher is not None:
+        out["teacher"] += times * sum(_forward(given.teacher[0], batch, parts.task).values())
+    if objective.consistency.weight:
+        texts = take(batch, np.flatnonzero(batch.targets["consistency"].weight > 0))
+        out["teacher"] += times * sum(_forward(parts, texts, parts.task).values())
+    if objective.triples.weight:
+        candidates = 1 + c.kge.negatives if c.kge.negatives else parts.knowledge.kg.n_entities
+        out["triples"] = 3.0 * objective.triples.batch * candidates * 2 * row_width(c)
+    return out | {"total": sum(out.values())}
+
+
+def _forward(parts: Parts, batch: Batch, task: Task) -> dict[str, float]:
+    """Of one forward pass, as FORMULA says. task: whose head reads the states."""
+    c = parts.config
     d, f, w = c.encoder.width, c.encoder.mlp, c.graph.width
     length = np.asarray(batch.length, np.float64)
     b, tokens = len(length), length.sum()
     encoder = c.encoder.layers * (
         8 * tokens * d * d + 4 * tokens * d * f + 4 * d * (length**2).sum()
     )
-    kind = c.task.kind
+    kind = "mlm" if task.term == "mlm" else c.task.kind
     choices = {
         "mlm": parts.knowledge.vocabulary.tokenizer.get_vocab_size(),
         "kgqa": parts.knowledge.kg.n_entities,
@@ -68,7 +99,8 @@ def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
         "choice": 1,
     }.get(kind, len(parts.labels))
     marks = {"relation": 2}.get(kind, 1) if c.task.reads == "marks" else 1
-    asked = {"mlm": float(parts.task.total(batch)), "tagging": tokens, "span": tokens}.get(kind, b)
+    asked = {"tagging": tokens, "span": tokens}.get(kind, b)
+    asked = float(task.total(batch)) if kind == "mlm" else asked
     plain = kind in ("tagging", "span") or (kind not in ("mlm", "kgqa") and c.task.reads != "cls")
     head = asked * ((0 if plain else 2 * d * d) + 2 * d * choices * marks)
     graph = 0.0
@@ -84,9 +116,8 @@ def count_step(parts: Parts, batch: Batch) -> dict[str, float]:
             "interaction": b * (2 * d * d + 8 * d * w),
         }[c.fusion.kind]
         exchanges = len({i % c.encoder.layers for i in c.fusion.layers})
-        graph = 2 * n * d * w + exchanges * (block + fusion) + (c.task.kind == "kgqa") * block
-    forward = {"encoder": encoder, "head": head, "graph": graph}
-    return {name: 3 * value for name, value in (forward | {"total": sum(forward.values())}).items()}
+        graph = 2 * n * d * w + exchanges * (block + fusion) + (kind == "kgqa") * block
+    return {"encoder": encoder, "head": head, "graph": graph}
 
 
 def find_peak(dtype: str, devices: int) -> tuple[float, str]:
@@ -94,7 +125,8 @@ def find_peak(dtype: str, devices: int) -> tuple[float, str]:
     kind, dtype = jax.devices()[0].device_kind, dtype.replace("mixed", "bfloat16")
     if kind in PEAKS:
         return devices * PEAKS[kind][dtype], f"vendor's dense figure for {kind} in {dtype}"
-    size, repeats = 1024, 12
+    # Large enough that an accelerator's time is the matmul's, not the call's.
+    size, repeats = 1024 if jax.default_backend() == "cpu" else 8192, 12
     x = jnp.ones((size, size), dtype)
     wide = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     multiply: Any = jax.jit(wide).lower(x, x).compile()

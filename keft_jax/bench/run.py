@@ -11,20 +11,18 @@ import numpy as np
 from keft_jax.bench.ablate import peel
 from keft_jax.bench.environment import device, environment, peak_rss
 from keft_jax.bench.flops import count_step, find_peak
-from keft_jax.bench.host import bench_input, with_headroom
+from keft_jax.bench.host import bench_input, plan_all, with_headroom
 from keft_jax.bench.show import show
-from keft_jax.bench.synthetic import SYNTHETIC, make_synthetic, make_teacher
+from keft_jax.bench.synthetic import SYNTHETIC, draw, make_synthetic, make_teacher
 from keft_jax.bench.timing import Steps, time_in_turn
-from keft_jax.config import Config, DistillConfig, KeftError
+from keft_jax.config import Config, KeftError
 from keft_jax.data.batch import Batch
 from keft_jax.data.features import with_row
-from keft_jax.data.plan import BatchPlan
 from keft_jax.data.source import Example
 from keft_jax.data.splits import Splits
-from keft_jax.data.unlabelled import Mixed
 from keft_jax.models.attend import attention_kind
 from keft_jax.train.given import Given
-from keft_jax.train.loop import Trainer, make_plan
+from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts, build
 from keft_jax.train.run import load_given, versions
 
@@ -40,19 +38,22 @@ def bench(
     the step without each of its parts too."""
     made, examples = prepare(config)
     batches = first_batches(made, examples)
-    peeled = peel(made, given_of(made))
-    peeled = peeled if parts else peeled[:1]
+    given = given_of(made)
+    peeled = peel(made, given) if parts else [("whole", made, given)]
     names = [name for name, _, _ in peeled]
-    runs = [Steps(Trainer(one, given), batches) for _, one, given in peeled]
-    main = runs[0]
+    main = Steps(Trainer(made, given), batches)
+    main()
+    memory, rss = device_memory(main), peak_rss()  # before other models are beside it
+    runs = [main, *(Steps(Trainer(one, own), batches) for _, one, own in peeled[1:])]
     times = time_in_turn(runs, repeats * steps, warmup)
     cpu, wall = times[:, 0, 0], times[:, 0, 1]
     step_s = float(np.median(wall))
     batches = [made.knowledge.show(b, config.knowledge.row, config.seed) for b in batches]
-    flops = [count_step(made, batch) for batch in batches]
+    flops = [count_step(made, batch, given) for batch in batches]
     useful = {name: float(np.mean([f[name] for f in flops])) for name in flops[0]}
     peak, how = find_peak(made.config.encoder.dtype, main.trainer.mesh.size)
     tokens = float(np.mean([batch.length.sum() for batch in batches]))
+    examples_per_s = (made.config.optim.batch + made.config.optim.unlabelled) / step_s
     medians = np.median(cpu.reshape(repeats, steps), 1)
     out: dict[str, Any] = {
         "name": config.name,
@@ -66,7 +67,7 @@ def bench(
         "spread": float(medians.max() / medians.min() - 1),
         "times": {"cpu": cpu.tolist(), "wall": wall.tolist()},
         "tokens_per_s": tokens / step_s,
-        "examples_per_s": made.config.optim.batch / step_s,
+        "examples_per_s": examples_per_s,
         "mfu": useful["total"] / step_s / peak,
         "flops_per_step": useful["total"],
         "flops_by_part": useful,
@@ -76,14 +77,14 @@ def bench(
         "bytes_per_s": None if main.bytes is None else main.bytes / step_s,
         "compile_s": main.compile_s,
         "compile_cpu_s": main.compile_cpu_s,
-        "peak_rss_mib": peak_rss() / MIB,
-        "device_memory_mib": device_memory(main),
+        "peak_rss_mib": rss / MIB,
+        "device_memory_mib": memory,
         "loss": main.loss,
         "shapes": shapes(made, batches),
         "device": device(main.trainer.mesh),
         "environment": environment(),
         "versions": versions(),
-        "host_input": with_headroom(bench_input(made, examples), made.config.optim.batch / step_s),
+        "host_input": with_headroom(bench_input(made, examples), examples_per_s),
     }
     if parts:
         out["parts"] = costs(names, times)
@@ -111,15 +112,16 @@ def costs(names: Sequence[str], times: np.ndarray) -> dict[str, dict[str, float]
     return {**out, names[-1]: {"cpu_s": float(cpu), "wall_s": float(wall)}}
 
 
-def given_of(parts: Parts) -> Given:
-    """What the config names beside the data; a teacher may be made up."""
+def given_of(parts: Parts, abstract: bool = False) -> Given:
+    """What the config names beside the data; a teacher may be made up. abstract: such a one has
+    shapes in the place of parameters."""
     distill = parts.config.objective.distill
     if not distill.active or distill.teacher != SYNTHETIC:
         return load_given(parts)
-    objective = dataclasses.replace(parts.config.objective, distill=DistillConfig(), schedules=())
-    config = dataclasses.replace(parts.config, objective=objective)
-    rest = load_given(dataclasses.replace(parts, config=config))
-    return dataclasses.replace(rest, parts=parts, teacher=make_teacher(parts))
+    teacher = make_teacher(parts)
+    rest = load_given(dataclasses.replace(parts, config=teacher.config))
+    params = teacher.model.abstract() if abstract else draw(teacher)
+    return dataclasses.replace(rest, parts=parts, teacher=(teacher, params))
 
 
 def bench_host(config: Config) -> dict[str, Any]:
@@ -151,11 +153,7 @@ def first_batches(parts: Parts, examples: list[Example]) -> list[Batch]:
     some = examples[: 64 * batch]
     text = parts.training(Splits(some, [], {}, unlabelled=some))
     ready = with_row(text, parts.knowledge, config.knowledge.row, config.seed)
-    plan: Any = BatchPlan(ready.lengths, batch, config.data.buckets, config.seed)
-    if config.data.pack:
-        plan = make_plan(config, ready, config.seed)
-    if isinstance(ready, Mixed):  # all of them, drawn or not
-        plan = dataclasses.replace(ready, leftover=False).mix(plan, config.optim.unlabelled)
+    plan = plan_all(config, ready)
     drawn = [plan.batch(step) for step in range(len(ready) // batch)]
     same = [indices for length, indices in drawn if length == drawn[0][0]]
     return [ready.batch(drawn[0][0], indices) for indices in same[:BATCHES]]
@@ -172,6 +170,7 @@ def shapes(parts: Parts, batches: list[Batch]) -> dict[str, Any]:
     return {
         "batch": first.tokens.shape[0],
         "length": first.tokens.shape[1],
+        "rows": list(encoder_rows(first).shape),  # of the encoder, and their slots
         "nodes": graph.nodes["entity"].shape[1],
         "edges": graph.senders.shape[1],
         "layers": c.encoder.layers,
@@ -198,19 +197,31 @@ def shapes(parts: Parts, batches: list[Batch]) -> dict[str, Any]:
 
 def attention(parts: Parts, batch: Batch) -> str:
     """What computes it in training."""
-    each = parts.config.knowledge.text == "visible" or batch.packing is not None
-    length = batch.tokens.shape[1]
-    return attention_kind(parts.config.encoder, training=True, each=each, length=length)
+    return attention_kind(
+        parts.config.encoder,
+        training=True,
+        each=parts.config.knowledge.text == "visible",
+        packed=batch.packing is not None,
+        length=encoder_rows(batch).shape[1],
+    )
+
+
+def encoder_rows(batch: Batch) -> Any:
+    """[r, s]: a slot for each token that the encoder reads, pads too."""
+    return batch.tokens if batch.packing is None else batch.packing.slot
 
 
 def device_memory(steps: Steps) -> dict[str, float]:
-    """What the compiler allots to a step, and where the device keeps count, the most in use."""
+    """What the compiler allots to a step on one device, and where that keeps count, the most in
+    use so far."""
     out, found = {}, steps.compiled.memory_analysis()
     if found is not None:
-        out = {
-            "arguments": found.argument_size_in_bytes / MIB,
-            "temporaries": found.temp_size_in_bytes / MIB,
+        parts = {
+            "arguments": found.argument_size_in_bytes,
+            "outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
+            "temporaries": found.temp_size_in_bytes,
         }
+        out = {name: size / MIB for name, size in (parts | {"all": sum(parts.values())}).items()}
     counts = steps.trainer.mesh.devices.flat[0].memory_stats()
     if counts and "peak_bytes_in_use" in counts:
         out["peak_in_use"] = counts["peak_bytes_in_use"] / MIB

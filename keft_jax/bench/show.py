@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ def show(out: dict[str, Any]) -> None:
 
     if "shapes" in out:
         s, d = out["shapes"], out["device"]
+        texts = [s["batch"], s["length"]]
+        packed = "" if s["rows"] == texts else f" in {s['rows'][0]} rows of {s['rows'][1]}"
         line(
             out["name"],
-            f"{out['input']} input, {s['task']}, {s['batch']} x {s['length']} tokens, "
+            f"{out['input']} input, {s['task']}, {s['batch']} x {s['length']} tokens{packed}, "
             f"{s['layers']} layers of width {s['width']}, {s['parameters'] / 1e6:.1f}M parameters, "
             f"{s['dtype']}, {d['count']} x {d['kind']}, attention by {s['attention']}",
         )
@@ -34,7 +37,8 @@ def show(out: dict[str, Any]) -> None:
             line("repeats", f"{len(out['repeats'])}; medians differ by {out['spread']:.1%} at most")
         line(
             "throughput",
-            f"{out['tokens_per_s']:,.0f} real tokens/s, {out['examples_per_s']:,.1f} examples/s",
+            f"{out['tokens_per_s']:,.0f} real tokens/s, {out['examples_per_s']:,.1f} examples/s; "
+            f"{s['real_tokens'] / math.prod(s['rows']):.0%} of the slots hold a real token",
         )
         line(
             "MFU",

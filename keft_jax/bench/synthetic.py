@@ -39,18 +39,19 @@ def make_synthetic(config: Config, count: int, seed: int = 0) -> tuple[Parts, li
     return parts, [make_example(rng, number, config, words, kg, labels) for number in range(count)]
 
 
-def make_teacher(parts: Parts) -> tuple[Parts, Any]:
-    """A teacher of the student's size, knowledge and task, as it is drawn."""
+def make_teacher(parts: Parts) -> Parts:
+    """A teacher of the student's size, knowledge and task."""
     ours, config = parts.knowledge, parts.config
     objective = dataclasses.replace(config.objective, distill=DistillConfig(), schedules=())
     config = dataclasses.replace(config, objective=objective)
-    teacher = assemble(
-        config, ours.kg, ours.vocabulary, parts.labels, ours.vectors, ours.attributes
-    )
-    draw = jax.jit(
-        teacher.model.init, out_shardings=teacher.model.shardings(make_mesh(config.mesh))
-    )
-    return teacher, draw(jax.random.key(config.seed + 1))
+    return assemble(config, ours.kg, ours.vocabulary, parts.labels, ours.vectors, ours.attributes)
+
+
+def draw(teacher: Parts) -> Any:
+    """Its parameters, on the config's mesh."""
+    model, config = teacher.model, teacher.config
+    make = jax.jit(model.init, out_shardings=model.shardings(make_mesh(config.mesh)))
+    return make(jax.random.key(config.seed + 1))
 
 
 def make_words(vocab_size: int) -> list[str]:

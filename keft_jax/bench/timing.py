@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from keft_jax.data.batch import Batch
 from keft_jax.train.evaluator import NotFiniteError
@@ -27,10 +29,11 @@ class Steps:
         self._batches = [trainer.put(batch) for batch in batches]
         self._state = trainer.fresh(trainer.parts.config.seed)
         step: Any = trainer.train_step
-        cpu, begin = time.process_time(), time.perf_counter()
-        self.compiled = step.lower(self._state, self._frozen, self._batches[0]).compile()
-        self.compile_s = time.perf_counter() - begin
-        self.compile_cpu_s = time.process_time() - cpu
+        with _no_cache():
+            cpu, begin = time.process_time(), time.perf_counter()
+            self.compiled = step.lower(self._state, self._frozen, self._batches[0]).compile()
+            self.compile_s = time.perf_counter() - begin
+            self.compile_cpu_s = time.process_time() - cpu
         self.loss, self._done = float("nan"), 0
         self.burst = 1 if self.trainer.mesh.devices.flat[0].platform == "cpu" else BURST
 
@@ -59,8 +62,24 @@ class Steps:
 
 
 def time_in_turn(steps: Sequence[Steps], count: int, warmup: int) -> np.ndarray:
-    """f64[count, models, 2]: CPU and wall seconds. The models take turns, so that a busy machine
-    slows all of them alike."""
+    """f64[count, models, 2]: CPU and wall seconds. The models take turns, from the first to the
+    last and then back, so that a machine that gets busier slows each of a pair as often."""
     gc.collect()
-    rows = [[step() for step in steps] for _ in range(warmup + count)]
-    return np.array(rows[warmup:])
+    times = np.zeros((warmup + count, len(steps), 2))
+    for number, row in enumerate(times):
+        for i in range(len(steps))[:: -1 if number % 2 else 1]:
+            row[i] = steps[i]()
+    return times[warmup:]
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+    """Compiles anew, whatever JAX_COMPILATION_CACHE_DIR holds."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it remembers whether it is used
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
