@@ -23,7 +23,7 @@ from keft_jax.aot.roofline import Roofline, estimate, links
 from keft_jax.bench.collectives import Collective, count_bytes, find_collectives, find_gathered
 from keft_jax.bench.flops import PEAKS, count_step
 from keft_jax.bench.hlo import parse
-from keft_jax.bench.run import first_batches, prepare
+from keft_jax.bench.run import first_batches, given_of, prepare
 from keft_jax.config import KeftError, MeshConfig
 from keft_jax.options import load_config, override
 from keft_jax.sharding import make_mesh, on_mesh, platform
@@ -296,9 +296,14 @@ def test_the_recipe_has_the_rows_and_texts_it_is_asked_for():
 
 def test_what_is_lowered_has_the_shapes_of_what_is_run(monkeypatch):
     monkeypatch.setattr(program, "make_devices", lambda topology: jax.devices())
-    config = override(load_config(SCALE), (*TINY, "--optim.batch=16", "--mesh.fsdp=2"))
+    teacher = ("--objective.distill.teacher=synthetic", "--objective.distill.weight=1")
+    options = (*TINY, *teacher, "--optim.batch=16", "--mesh.fsdp=2")
+    config = override(load_config(SCALE), options)
     lowered = program.lower(config, parse_topology("v5e:2x4"))
     _same_as_run(config, lowered.batch, lowered.flops)
+    assert lowered.flops["teacher"] > 0
+    leaves = jax.tree.leaves(lowered.frozen["teacher"])
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     assert lowered.state.tables["nodes/rows"].value.shape == (4096, 16)
     assert lowered.mesh.shape["data"] == 4
 
@@ -306,9 +311,11 @@ def test_what_is_lowered_has_the_shapes_of_what_is_run(monkeypatch):
 def test_packed_texts_have_the_rows_of_what_is_run():
     options = (*TINY, "--optim.batch=64", "--optim.accumulate=2", "--data.pack=64")
     config = override(load_config(SCALE), options)
-    _, batch, flops = program.make_batch(config, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    parts, one, times = program.make_batch(config, mesh)
+    batch = program.stretch(one, times, mesh)
     assert batch.packing.slot.shape == (16, 64)
-    _same_as_run(config, batch, flops)
+    _same_as_run(config, batch, count_step(parts, one, times=times))
 
 
 def _same_as_run(config, batch, flops):
@@ -316,7 +323,8 @@ def _same_as_run(config, batch, flops):
     real = first_batches(parts, examples)[0]
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), real)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == shapes
-    assert flops["total"] == pytest.approx(count_step(parts, real)["total"], rel=0.05)
+    useful = count_step(parts, real, given_of(parts, abstract=True))
+    assert flops["total"] == pytest.approx(useful["total"], rel=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -13,13 +13,12 @@ from jax.sharding import Mesh
 from keft_jax.aot.chips import Topology
 from keft_jax.aot.compiler import make_devices
 from keft_jax.bench.flops import count_step
-from keft_jax.bench.run import first_batches, prepare
+from keft_jax.bench.run import first_batches, given_of, prepare
 from keft_jax.config import Config, MeshConfig
 from keft_jax.sharding import batch_sharding, make_mesh
 from keft_jax.train.checkpoint import abstract_like
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import Parts
-from keft_jax.train.run import load_given
 
 
 @dataclass(frozen=True)
@@ -38,23 +37,24 @@ def lower(config: Config, topology: Topology) -> Program:
     """Without a single array on a device. Input is made up as for `keft bench`, or the real one's
     first where the config names a file. Raises KeftError."""
     mesh = make_mesh(config.mesh, make_devices(topology))
-    parts, batch, flops = make_batch(config, mesh)
-    given = load_given(dataclasses.replace(parts, config=_alone(parts.config)))
+    parts, one, times = make_batch(config, mesh)
+    given = given_of(dataclasses.replace(parts, config=_alone(parts.config)), abstract=True)
+    flops = count_step(parts, one, given, times)
     if given.teacher is not None:  # where it lies on the pod
         teacher, params = given.teacher
         params = abstract_like(params, teacher.model.shardings(mesh))
         given = dataclasses.replace(given, teacher=(teacher, params))
     trainer: Trainer[Any] = Trainer(parts, dataclasses.replace(given, parts=parts), mesh)
     state = abstract_like(jax.eval_shape(trainer.init, jax.random.key(0)), trainer.shardings)
-    step: Any = trainer.train_step
+    batch, step = stretch(one, times, mesh), cast(Any, trainer.train_step)
     frozen = trainer.frozen()
     return Program(mesh, state, frozen, batch, step.lower(state, frozen, batch), flops)
 
 
-def make_batch(config: Config, mesh: Mesh) -> tuple[Parts, Any, dict[str, float]]:
-    """(parts, the shapes of a batch, its useful FLOPs by part). One of the smallest size with the
-    same shares is made, and its shapes made longer. Of packed texts that is what a device holds of
-    an accumulated part: all of these are laid out alike."""
+def make_batch(config: Config, mesh: Mesh) -> tuple[Parts, Any, int]:
+    """(parts, a batch of the smallest size with the same shares, how many times as long the step's
+    is). Of packed texts that is what a device holds of an accumulated part: all of these are laid
+    out alike."""
     optim = config.optim
     times = math.gcd(optim.batch, optim.unlabelled)
     if config.data.pack:  # what does not divide is refused with the trainer
@@ -64,16 +64,18 @@ def make_batch(config: Config, mesh: Mesh) -> tuple[Parts, Any, dict[str, float]
         optim, batch=optim.batch // times, unlabelled=optim.unlabelled // times, accumulate=1
     )
     parts, examples = prepare(dataclasses.replace(_alone(config), optim=few))
-    one: Any = first_batches(parts, examples)[0]
-    flops = {name: times * value for name, value in count_step(parts, one).items()}
     whole = dataclasses.replace(parts.config, optim=optim, mesh=config.mesh)
-    batch = jax.tree.map(
+    return dataclasses.replace(parts, config=whole), first_batches(parts, examples)[0], times
+
+
+def stretch(one: Any, times: int, mesh: Mesh) -> Any:
+    """Shapes of so many of a batch, cut over the mesh."""
+    return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             (times * x.shape[0], *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh)
         ),
         one,
     )
-    return dataclasses.replace(parts, config=whole), batch, flops
 
 
 def _alone(config: Config) -> Config:
