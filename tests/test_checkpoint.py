@@ -224,15 +224,41 @@ def test_another_dtype_or_shape_is_refused_by_name(tmp_path):
     assert (tmp_path / "1.json").exists()
 
 
-def test_poll_certifies_without_waiting(tmp_path):
+def test_a_manifest_comes_though_nobody_asks(tmp_path):
+    """Training may hang in a step that another process never makes."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), Progress())
     until = time.monotonic() + 20
     while not (tmp_path / "1.json").exists() and time.monotonic() < until:
-        checkpoints.poll()
         time.sleep(0.005)
     assert (tmp_path / "1.json").exists()
     checkpoints.close()
+
+
+def test_poll_raises_what_went_wrong_beside_training(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("keft_jax.train.checkpoint.checksums", fail)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), Progress())
+    until = time.monotonic() + 20
+    with pytest.raises(OSError, match="disk full"):
+        while time.monotonic() < until:
+            checkpoints.poll()
+            time.sleep(0.005)
+    checkpoints.close()
+
+
+def test_files_that_another_process_did_not_see_are_in_the_manifest(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr("keft_jax.train.checkpoint.share", lambda names, *_: sorted(names)[::2])
+    checkpoints.save(1, make_state(1), Progress())
+    checkpoints.close()
+    monkeypatch.undo()
+    (state, _), messages = restore(tmp_path)
+    assert_equal(state, make_state(1))
+    assert messages == []
 
 
 def test_best_params_replace_each_other(tmp_path):

@@ -36,7 +36,16 @@ from keft_jax.config import KeftError
 from keft_jax.distributed import exchange, is_first
 from keft_jax.files import write_atomic
 from keft_jax.train.loop import Progress
-from keft_jax.train.manifest import checksums, describe, read, refuse_difference, seal, verify
+from keft_jax.train.manifest import (
+    checksums,
+    describe,
+    list_files,
+    read,
+    refuse_difference,
+    seal,
+    share,
+    verify,
+)
 from keft_jax.train.state import State
 
 logger = logging.getLogger(__name__)
@@ -49,17 +58,17 @@ _number_of_save = itertools.count()
 class Steps:
     """A folder of numbered steps with manifests, of which the newest `keep` stay.
 
-    Saving is asynchronous: `save` returns when the arrays have left the devices; `poll`, called
-    often, writes the manifest once Orbax has committed; `wait` and `close` see it through. Files
-    are hashed on a thread of their own, 1 to 2 GB/s.
+    Saving is asynchronous: `save` returns when the arrays have left the devices. A thread of its
+    own waits until Orbax has committed, hashes the files (1 to 2 GB/s) and writes the manifest, so
+    that no process waits for one whose training has stopped; `poll`, called often, raises what went
+    wrong there, `wait` and `close` see it through.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int, warn: Warn | None = None):
         self.folder, self.keep = Path(os.path.abspath(folder)), keep
         self.warn = warn or (lambda message: logger.warning("%s", message))
         self._orbax: ocp.CheckpointManager | None = None
-        self._committing: tuple[int, dict[str, Any], int] | None = None  # saved, no manifest yet
-        self._hashing: Future[None] | None = None
+        self._certifying: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "manifest")
         self._me, self._processes = jax.process_index(), jax.process_count()
         self._barrier = ocp.multihost.get_barrier_sync_fn()
@@ -95,20 +104,18 @@ class Steps:
         manifest = {"number": number, "about": about, "arrays": describe(trees)}
         # Without force, a number that is not above the last one is skipped silently.
         self._manager.save(number, args=ocp.args.Composite(**args), force=True)
-        self._committing = number, manifest, next(_number_of_save)
+        self._certifying = self._thread.submit(
+            self._certify, number, manifest, next(_number_of_save)
+        )
 
     def poll(self) -> None:
-        if self._committing is not None and not self._manager.is_saving_in_progress():
-            self._hash()
-        elif self._hashing is not None and self._hashing.done():
+        if self._certifying is not None and self._certifying.done():
             self.wait()
 
     def wait(self) -> None:
         """Until everything saved is committed and has its manifest. Raises what went wrong."""
-        if self._committing is not None:
-            self._hash()
-        if self._hashing is not None:
-            future, self._hashing = self._hashing, None
+        if self._certifying is not None:
+            future, self._certifying = self._certifying, None
             future.result()
 
     def close(self) -> None:
@@ -120,18 +127,16 @@ class Steps:
                 self._orbax.close()
                 self._orbax = None
 
-    def _hash(self) -> None:
-        assert self._committing is not None
-        committed, self._committing = self._committing, None
-        self._manager.wait_until_finished()  # raises what the saving thread ran into
-        self._hashing = self._thread.submit(self._certify, *committed)
-
     def _certify(self, number: int, manifest: dict[str, Any], save: int) -> None:
-        files = checksums(self.folder / str(number), self._me, self._processes)
+        self._manager.wait_until_finished()  # raises what Orbax ran into
+        folder = self.folder / str(number)
+        files = checksums(folder, share(list_files(folder), self._me, self._processes))
         if self._processes > 1:
             files = self._gather(number, files, save)
         if not is_first():
             return
+        # On a network's file system another host may not have seen the folder's new name.
+        files |= checksums(folder, list_files(folder).keys() - files.keys())
         write_atomic(self._manifest(number), seal(manifest | {"files": files}))
         good = [n for n in self.numbers() if self._manifest(n).exists()]
         for old in set(self.numbers()) - set(good[: self.keep]):

@@ -61,13 +61,9 @@ def share(names: Iterable[str], process: int, processes: int) -> list[str]:
     return out
 
 
-def checksums(folder: Path, process: int = 0, processes: int = 1) -> dict[str, list[Any]]:
-    """relative path -> [bytes, sha256], of a process's share of the files."""
-    files = list_files(folder)
-    return {
-        name: [files[name].stat().st_size, checksum(files[name])]
-        for name in share(files, process, processes)
-    }
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, list[Any]]:
+    """relative path -> [bytes, sha256] of these files."""
+    return {name: [(folder / name).stat().st_size, checksum(folder / name)] for name in names}
 
 
 def seal(content: dict[str, Any]) -> str:
