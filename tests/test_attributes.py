@@ -15,6 +15,7 @@ from keft_jax.kg.attributes import MOST, parse_value, read_attributes
 from keft_jax.kg.store import KG
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import build, load_parts, make_tokenizer, save_parts
+from keft_jax.train.workdir import refuse_other_run
 
 CITIES = KG.from_triples([(f"c{i}", "in", "land") for i in range(9)])
 
@@ -131,6 +132,9 @@ def test_they_are_part_of_the_model_and_the_run(made, tmp_path):
     out = jax.eval_shape(parts.model.apply, abstract, batch, parts.knowledge.names)
     assert out.logits.shape[0] == 4
     save_parts(parts, tmp_path / "run")
+    (tmp_path / "run/config.json").rename(tmp_path / "config.json")
+    refuse_other_run(parts.config, tmp_path / "run")  # one that was killed before config.json came
+    (tmp_path / "config.json").rename(tmp_path / "run/config.json")
     again = load_parts(tmp_path / "run")
     kg = parts.knowledge.kg
     np.testing.assert_array_equal(

@@ -11,20 +11,26 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import toy_triples
 
 from keft_jax import distributed
-from keft_jax.config import KeftError, MeshConfig, OptimConfig, WatchConfig
+from keft_jax.config import CheckpointConfig, KeftError, MeshConfig, OptimConfig, WatchConfig
 from keft_jax.sharding import batch_sharding, make_mesh, own_parts, place_parts
-from keft_jax.train import guard, watchdog
+from keft_jax.train import feed, guard, watchdog
 from keft_jax.train.evaluator import NotFiniteError
+from keft_jax.train.loop import make_plan
 from keft_jax.train.manifest import share
+from keft_jax.train.optim import schedule
+from keft_jax.train.parts import build, build_any
 from keft_jax.train.run import train
+from keft_jax.train.workdir import claim, refuse_other_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -123,6 +129,27 @@ def test_parts_end_to_end_lie_as_the_whole_does():
         assert placed[name].sharding == sharding
 
 
+@pytest.mark.parametrize("pack", [0, 32])
+def test_batches_made_by_several_processes_are_that_of_one(pack, tmp_path, monkeypatch):
+    tiny.write_files(tmp_path)
+    config = tiny.config(tmp_path, mesh=MeshConfig(data=4))
+    config = replace(config, data=replace(config.data, pack=pack))
+    parts, splits = build(config)
+    data, mesh = parts.given(parts.training(splits)), make_mesh(config.mesh)
+    length, indices = make_plan(config, data, 0).batch(3)
+    whole = data.batch(length, indices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(feed, "place_parts", lambda tree, *_: tree)
+    made = {}
+    for own in ([0, 2], [1], [3]):
+        monkeypatch.setattr(feed, "own_parts", lambda *_, own=own: np.array(own))
+        rows = feed.feed(data, length, indices, mesh)
+        for i, part in enumerate(own):
+            made[part] = jax.tree.map(lambda x: np.split(x, len(own))[i], rows)  # noqa: B023
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(made[part] for part in range(4)))
+    jax.tree.map(np.testing.assert_array_equal, joined, whole)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_each_file_is_read_by_one_process(processes):
     names = ["state/_METADATA", "progress/metadata"]
@@ -161,8 +188,9 @@ def test_a_jump_is_skipped_and_does_not_count_as_usual():
 
 
 def test_a_skipped_step_changes_nothing_but_its_number():
-    config = toy_triples.config(MeshConfig(data=1), "rows", "adamw")
-    config = replace(config, optim=replace(config.optim, skip=2))
+    config = toy_triples.config(MeshConfig(data=1), "rows", "adagrad")
+    optim = replace(config.optim, skip=2, ema=0.5)  # a Config would refuse an average here
+    config = SimpleNamespace(**(vars(config) | {"optim": optim}))
     training = toy_triples.Training(config)
     state, _ = training.run(1)
     before = jax.device_get(state)
@@ -170,12 +198,21 @@ def test_a_skipped_step_changes_nothing_but_its_number():
     batch.targets["link"].weight[3] = np.nan
     state, metrics = training.step(state, training.frozen, training.put(batch))
     assert float(metrics["skipped"][0]) == 1
-    for name in ("params", "tables", "opt_state"):
+    for name in ("params", "tables", "opt_state", "ema", "key"):
         was, now = (jax.tree.leaves(getattr(s, name)) for s in (before, state))
         assert all(np.array_equal(a, b) for a, b in zip(was, now, strict=True))
     assert int(state.step) == 2 and int(state.guard["count"]) == 1
+    copy = jax.tree.map(jnp.copy, state)
     state, rows = training.run(1, state)
     assert rows[0]["skipped"] == 1 and np.isfinite(rows[0]["loss/total"])
+    # The rate rests, for tables as for the other parameters: one is skipped, or none was.
+    other, _ = training.run(1, copy.replace(guard={**copy.guard, "skipped": jnp.int32(0)}))
+    rising = schedule(config.optim)
+    for path, table in before.tables.items():
+        one, two = (s.tables[path].value - table.value for s in (state, other))
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(one / rising(1), two / rising(2), atol=1e-6)
+    assert np.abs(one - two).max() > 1e-4
 
 
 def dump(folder, seconds, **limits):
@@ -201,6 +238,23 @@ def test_the_watchdog_says_where_a_run_hangs(tmp_path):
     assert dump(tmp_path, 0.1, stall=0.0) == ([], "")
 
 
+def test_the_watchdog_does_not_wait_for_a_disk_that_hangs(tmp_path, monkeypatch):
+    answers = threading.Event()
+
+    def hang(*_):
+        answers.wait(20)
+        raise OSError("gone")
+
+    monkeypatch.setattr(watchdog, "WRITING", 0.05)
+    monkeypatch.setattr(Path, "open", hang)
+    (message,), _ = dump(tmp_path, 10, stall=0.05)
+    assert "could not be written" in message and "its disk does not answer" in message
+    answers.set()
+    monkeypatch.undo()
+    (message,), _ = dump(tmp_path / "none", 10, stall=0.05)
+    assert "could not be written" in message and "No such file" in message
+
+
 def test_the_watchdog_ends_a_run_where_it_is_asked_to(tmp_path, monkeypatch):
     codes = []
     monkeypatch.setattr("os._exit", codes.append)
@@ -215,6 +269,17 @@ def test_the_watchdog_ends_a_run_where_it_is_asked_to(tmp_path, monkeypatch):
 def read(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module(name)
+
+
+def test_a_run_that_was_killed_while_it_was_made_begins_anew(tmp_path, monkeypatch):
+    config = read("launch", monkeypatch).triples_config(tmp_path / "data")
+    folder = tmp_path / "run"
+    build_any(config)[0].save(folder)
+    (folder / "config.json").unlink()  # it comes last
+    (folder / ".triples.new-12").mkdir()
+    refuse_other_run(config, folder)
+    with claim(folder):
+        assert sorted(p.name for p in folder.iterdir()) == [".lock", "triples"]
 
 
 def test_more_steps_than_may_be_skipped_end_the_run(tmp_path, monkeypatch, caplog):
@@ -240,7 +305,7 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(tmp_path, monkeypat
     assert not (stopped / "summary.json").exists()
     assert len(list(stopped.glob("events.out.*"))) == 1  # one writer
     # On one process: each step once, with the losses of a run that never stopped.
-    config = replace(config, mesh=MeshConfig(data=1))
+    config = replace(config, mesh=MeshConfig(data=1), checkpoint=CheckpointConfig(every=100))
     begun = hosts.losses(stopped)
     assert list(begun) == list(range(1, step + 1))
     train(config, stopped, quiet=True)

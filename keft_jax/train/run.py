@@ -87,6 +87,8 @@ def train(config: Config, workdir: str | os.PathLike[str], *, quiet: bool = Fals
 def _train(config: Config, folder: Path, quiet: bool, stopping: Callable[[], bool] | None) -> dict:
     console = rich.console.Console(stderr=True, quiet=quiet, emoji=False)
     config = resolve(config)
+    # Before anything that all do together, which what they were given decides on.
+    refuse_unlike({"config": config_hash(config), **versions()})
     on_first(lambda: refuse_other_run(config, folder))
     summary = read_summary(folder)
     if summary is not None:
@@ -121,7 +123,7 @@ def _train(config: Config, folder: Path, quiet: bool, stopping: Callable[[], boo
         "objective.distill.teacher": identify(*given.teacher) if given.teacher else "",
         **given.inputs(),
     }
-    refuse_unlike({**inputs, "config": config_hash(config), **versions()})
+    refuse_unlike(inputs)
 
     def begin() -> None:
         refuse_other_inputs(inputs, folder)
@@ -137,6 +139,7 @@ def _train(config: Config, folder: Path, quiet: bool, stopping: Callable[[], boo
         on_first(begin)
         covers = {"train": cover(train_set, parts)}
         introduce(console, trainer, covers["train"], select, folder)
+        stack.enter_context(watch(config.watch, folder, logger.error))
         result = _fit(trainer, train_set, select, folder, console, stopping)
         if result.interrupted:
             step = int(result.state.step)
@@ -225,7 +228,6 @@ def _fit(
             warn(f"resumed from step {first} of {config.optim.steps}")
         if stopping is None:
             stopping = stack.enter_context(stop_signals())
-        stack.enter_context(watch(config.watch, folder, logger.error))
         file: MetricsFile | None = None
         outs: list[MetricsFile | TensorBoard | Display] = []
         if is_first():

@@ -92,7 +92,7 @@ def make_train_step(
     ) -> tuple[Any, dict[str, RowTable], Metrics, Any]:
         """(gradients of the parameters, the tables after the step, metrics, with optim.skip: the
         verdict on the step and the guard after it). With an exchange: on one chip, of its part of
-        what is shown."""
+        what is shown. step: how many changed the state before."""
         renumbered, rows = fetch_rows(objective.model, tables, shown, exchange)
         views = {name: (shown[name], renumbered[name]) for name in shown}
         whole = put_at(params, {path: r.value for path, r in rows.items()})
@@ -138,7 +138,9 @@ def make_train_step(
         # Sums over the batch and draws for it come before it is cut: they are those of one device.
         totals = objective.totals(batch)
         shown = objective.views(batch, frozen, key)
-        given = (state.params, state.tables, frozen, shown, totals, key, state.step, state.guard)
+        # Rates and moments of row tables rest where those of the other parameters do.
+        applied = state.step if state.guard is None else state.step - state.guard["skipped"]
+        given = (state.params, state.tables, frozen, shown, totals, key, applied, state.guard)
         if exchange is None:
             grads, tables, metrics, verdict = backward(*given)
         else:

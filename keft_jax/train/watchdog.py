@@ -21,6 +21,8 @@ from keft_jax.config import WatchConfig
 
 TRY_AGAIN = 75
 """Exit status of a run that is ended here: EX_TEMPFAIL of sysexits.h."""
+WRITING = 10
+"""Seconds that the stacks have to be written: it may be their disk that hangs."""
 _last = time.monotonic()
 
 
@@ -40,14 +42,15 @@ def watch(config: WatchConfig, folder: Path, warn: Callable[[str], None]) -> Ite
     def look() -> None:
         reported: float | None = None  # the beat since which it was said
         while not over.wait(min(config.stall / 4, 1.0)):
-            idle = time.monotonic() - _last
-            if idle >= config.stall and reported != _last:
-                reported = _last
-                _dump(file, f"nothing was done for {idle:.0f} seconds")
-                warn(f"nothing was done for {idle:.0f} seconds; what is waited for is in {file}")
+            last = _last
+            idle = time.monotonic() - last
+            if idle >= config.stall and reported != last:
+                reported = last
+                where = _dump(file, f"nothing was done for {idle:.0f} seconds")
+                warn(f"nothing was done for {idle:.0f} seconds; {where}")
             if config.abort and idle >= config.abort:
-                _dump(file, f"ended after {idle:.0f} seconds (watch.abort)")
-                warn(f"nothing was done for {idle:.0f} seconds (watch.abort); ended, see {file}")
+                where = _dump(file, f"ended after {idle:.0f} seconds (watch.abort)")
+                warn(f"nothing was done for {idle:.0f} seconds (watch.abort); ended, {where}")
                 os._exit(TRY_AGAIN)  # what hangs cannot be asked to end
 
     if not config.stall:
@@ -63,7 +66,22 @@ def watch(config: WatchConfig, folder: Path, warn: Callable[[str], None]) -> Ite
         thread.join()
 
 
-def _dump(file: Path, reason: str) -> None:
-    with file.open("a") as out:
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {reason}", file=out, flush=True)
-        faulthandler.dump_traceback(out, all_threads=True)
+def _dump(file: Path, reason: str) -> str:
+    """Where the stacks are."""
+    result = ["its disk does not answer"]
+
+    def write() -> None:
+        try:
+            with file.open("a") as out:
+                print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {reason}", file=out, flush=True)
+                faulthandler.dump_traceback(out, all_threads=True)
+            result[0] = ""
+        except OSError as error:
+            result[0] = str(error)
+
+    writer = threading.Thread(target=write, name="stacks", daemon=True)
+    writer.start()
+    writer.join(WRITING)
+    if not result[0]:
+        return f"what is waited for is in {file}"
+    return f"what is waited for could not be written to {file}: {result[0]}"

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from typing import Any
 from keft_jax.config import Config, KeftError, config_hash
 from keft_jax.distributed import exchange, on_first
 from keft_jax.files import write_atomic
-from keft_jax.train.parts import VECTORS, load_run_config
+from keft_jax.train.parts import ATTRIBUTES, VECTORS, load_run_config
+from keft_jax.train.triple_parts import FOLDER
 
 FREE = ("checkpoint.", "mesh.", "gain.", "watch.", "eval.batch", "optim.skip", "name")
 """Fields, or sections, that may change when a run is resumed: none changes what is computed, but
 for rounding on another mesh."""
-OWN = ("tokenizer.json", "labels.json", "inputs.json", "kg", "compiled", VECTORS)
+OWN = (
+    *("tokenizer.json", "labels.json", "inputs.json", "kg", "compiled"),
+    *(VECTORS, ATTRIBUTES, FOLDER),
+)
 """What may stand in a directory without config.json: a run stopped while it was being made."""
 
 
@@ -109,4 +114,6 @@ def claim(folder: Path) -> Iterator[None]:
             ) from None
         for left in folder.glob(".*.part"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
+        for left in (*folder.glob(".*.new-*"), *folder.glob(".*.old-*")):  # of kg/disk.py
+            shutil.rmtree(left, ignore_errors=True)
         yield
