@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from launch import free_port, spawn, triples_config, wait
+from launch import ended, free_port, spawn, triples_config, wait
 
 from keft_jax.config import Config
 from keft_jax.distributed import join
@@ -98,6 +98,8 @@ def stop_one(config: Config, folder: Path) -> dict:
     pids = start(config, folder, 2, 1)
     file = folder / NAME
     while not file.exists() or len(file.read_text().splitlines()) < STOP_AFTER:
+        if ended(pids):
+            raise SystemExit(f"{folder}-*.log: ended before it was stopped")
         time.sleep(0.01)
     os.kill(pids[1], signal.SIGTERM)
     codes = wait(pids)

@@ -182,7 +182,7 @@ class Bench:
                 else:
                     break
             code = child.code
-            if code != 0:
+            if code == -signal.SIGKILL:  # any other error is one
                 child = Child(self.config, folder, self.cache)
                 child.until(lambda child=child: False)
                 code = child.code

@@ -70,7 +70,7 @@ def triples_config(folder: Path) -> Config:
         mesh=MeshConfig(),
         eval=EvalConfig(every=8, batch=64),
         checkpoint=CheckpointConfig(every=3),
-        watch=WatchConfig(stall=300),
+        watch=WatchConfig(stall=300, abort=900),
     )
 
 
@@ -105,6 +105,12 @@ def spawn(run: Callable[[], object], log: Path, devices: int = 1, cache: str = "
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def ended(pids: list[int]) -> bool:
+    """Whether one of them has; `wait` still tells how."""
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return any(os.waitid(os.P_PID, pid, look) for pid in pids)
 
 
 def wait(pids: list[int]) -> list[int]:
