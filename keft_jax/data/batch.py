@@ -194,7 +194,7 @@ class Resident:
 
     near_start: Array  # i32[E]: neighbours of entity i are near[near_start[i] : near_start[i + 1]]
     near: Array  # i32[2 t]: others, by (cost, id)
-    near_cost: Array  # u16[2 t]: of the cheapest step there
+    near_cost: Array  # i32[2 t]: of the cheapest step there
     pair_start: Array  # i32[E]: likewise, into the next two; a pair is in one entity's list alone
     pair_to: Array  # i32[p]: the other entity, rising
     pair_fact: Array  # i32[p]: where the pair's facts begin; they end where the next one's begin

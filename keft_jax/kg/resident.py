@@ -58,7 +58,7 @@ def lay_out(
     neighbours, edges: whether an example finds some; the shapes are the same without. (Edges are
     looked up by the numbers of neighbours: there are none without these.) room: sizes that are
     enough for another graph, to be kept where they are for this one too. Raises KeftError for a
-    graph of more than 2^30 facts.
+    graph of more than some 940 million facts.
     """
     index = index_of(kg)
     width = np.diff(index.offsets)
@@ -84,8 +84,8 @@ def lay_out(
     own = _find_room(need, room)
     if 2 * own.triples >= 1 << 31:
         raise KeftError(
-            f"knowledge.sample = 'device': a graph of {kg.n_triples:,} facts; 2^30 are the most, "
-            "use knowledge.sample=host"
+            f"knowledge.sample = 'device': a graph of {kg.n_triples:,} facts; some 940 million are "
+            "the most, use knowledge.sample=host"
         )
 
     def pad(x: np.ndarray, size: int) -> np.ndarray:
