@@ -20,7 +20,13 @@ from keft_jax.aot.chips import CHIPS, GIB, parse_topology
 from keft_jax.aot.compiler import DoesNotFitError, captured_stderr, compile_lowered
 from keft_jax.aot.memory import split_memory
 from keft_jax.aot.roofline import Roofline, estimate, links
-from keft_jax.bench.collectives import Collective, count_bytes, find_collectives, find_gathered
+from keft_jax.bench.collectives import (
+    Collective,
+    count_bytes,
+    find_as_large,
+    find_collectives,
+    find_gathered,
+)
 from keft_jax.bench.flops import PEAKS, count_step
 from keft_jax.bench.hlo import parse
 from keft_jax.bench.run import first_batches, given_of, prepare
@@ -160,6 +166,30 @@ def test_gathers_of_the_state_and_of_what_is_given_back_are_found():
     assert find_gathered(
         parse(HLO.replace("%copy)", "%used)").replace("%rows)", "%n)")), ("",)
     ) == ["batch.tokens"]
+
+
+def test_a_gather_in_a_loop_of_what_was_cast_and_laid_out_anew_is_found():
+    mesh = make_mesh(MeshConfig(data=4))
+    cut, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+    def step(state, batch):
+        carried = state["mu"].astype(jnp.bfloat16), state["nu"], batch
+
+        def turn(carried, _):
+            mu, nu, x = carried
+            mu = jax.lax.with_sharding_constraint(mu.T, whole)
+            return (mu.T, nu, jnp.tanh(x @ mu.astype(x.dtype))), None
+
+        (_, nu, x), _ = jax.lax.scan(turn, carried, length=3)
+        return nu * 2, x
+
+    array = jax.ShapeDtypeStruct((32, 32), "float32", sharding=cut)
+    jitted = jax.jit(step, out_shardings=(cut, cut))
+    text = jitted.lower({"mu": array, "nu": array}, array).compile().as_text()
+    assert find_gathered(parse(text), ("state",)) == ["state['mu']"]
+    found = find_collectives(text)
+    assert len(find_as_large(found, 32 * 32)) == len([o for o in found if o.kind == "all-gather"])
+    assert find_as_large(found, 32 * 32 + 1) == []
 
 
 def test_seconds_are_work_over_speed():

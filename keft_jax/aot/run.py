@@ -18,7 +18,13 @@ from keft_jax.aot.program import Program, lower
 from keft_jax.aot.roofline import FORMULA, Roofline, estimate
 from keft_jax.bench import collectives as moved
 from keft_jax.bench import flops as useful
-from keft_jax.bench.collectives import Collective, count_bytes, find_collectives, find_gathered
+from keft_jax.bench.collectives import (
+    Collective,
+    count_bytes,
+    find_as_large,
+    find_collectives,
+    find_gathered,
+)
 from keft_jax.bench.hlo import parse
 from keft_jax.config import Config
 
@@ -77,6 +83,10 @@ def analyse(
     # A parameter that is as large by chance may be gathered over fsdp where it is used.
     blocks = _shapes([table.value for table in program.state.tables.values()])
     blocks -= _shapes(program.state.params)
+    # Whatever has been made of a table before: found where no parameter is as large.
+    sizes = [leaf.size for leaf in jax.tree.leaves(program.state.params)]
+    wholes = [t.value.size for t in program.state.tables.values() if t.value.size > max(sizes)]
+    large = find_as_large(found, min(wholes)) if wholes else []
     by_kind = count_bytes(found)
     return {
         "fits": True,
@@ -89,7 +99,7 @@ def analyse(
         "collective_bytes": sum(by_kind.values()),
         "collectives": summarise(found),
         "loops_of_unknown_length": module.runs()[1],
-        "gathers": find_gathered(module, ("state.tables", "state.opt_state")),
+        "gathers": find_gathered(module, ("state.tables", "state.opt_state")) + large,
         "moves_a_table": sorted(blocks & {a for one in found for a in one.operands}),
         **_times(times, flops, of.chip.peaks[dtype]),
         "constants": {

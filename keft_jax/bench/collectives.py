@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from keft_jax.bench.flow import Flow
 from keft_jax.bench.hlo import Instruction, Module, parse
 
 FORMULA = """\
@@ -28,12 +29,7 @@ DCN = "dcn-"
 """Begins the kinds of what goes over the network between slices."""
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-# What moves or lays out an array and does not change what it is of.
-_SAME = {
-    *("bitcast", "convert", "copy", "copy-start", "copy-done", "reshape", "transpose"),
-    *("get-tuple-element", "slice", "slice-start", "slice-done", "optimization-barrier"),
-    *("all-gather-start", "all-gather-done"),
-}
+GATHERS = ("all-gather", "all-gather-start")
 
 
 @dataclass(frozen=True)
@@ -78,27 +74,31 @@ def count_bytes(found: str | Iterable[Collective]) -> dict[str, int]:
 
 
 def find_gathered(module: Module, prefixes: tuple[str, ...]) -> list[str]:
-    """Paths of the program's parameters, of those that begin so, that an all-gather makes whole;
-    and "(output)" for each all-gather that is what the program gives back."""
-    entry = module.entry.instructions
+    """Paths of the program's parameters, of those that begin so, that an all-gather makes whole,
+    in a loop or beside a fusion too; and "(output)" for each part of what the program gives back
+    that an all-gather has made."""
+    flow, (runs, _), entry = Flow(module), module.runs(), module.entry
+    out: dict[str, None] = {}
+    for computation in module.computations.values():
+        for one in computation.instructions.values():
+            if one.operation in GATHERS and runs.get(computation.name, 0):
+                for operand in one.operands:
+                    found = flow.origins(computation, operand)
+                    out |= dict.fromkeys(o.source for o in found if o.source.startswith(prefixes))
+    root = entry.instructions.get(entry.root)
+    given = range(len(root.operands)) if root else ()
+    ends = [flow.origins(entry, entry.root, (i,), GATHERS) for i in given]
+    return [*out] + ["(output)" for end in ends if any(one.operation in GATHERS for one in end)]
 
-    def origin(name: str, stop: tuple[str, ...] = ()) -> Instruction | None:
-        one = entry.get(name)
-        while one and one.operation not in stop and one.operation in _SAME and one.operands:
-            one = entry.get(one.operands[0])
-        return one
 
+def find_as_large(found: Iterable[Collective], elements: int) -> list[str]:
+    """Operands of the all-gathers whose results have so many elements or more."""
     out = []
-    for one in entry.values():
-        if one.operation in ("all-gather", "all-gather-start"):
-            of = [origin(name) for name in one.operands]
-            out += [o.source for o in of if o and o.operation == "parameter"]
-    out = [path for path in out if path.startswith(prefixes)]
-    root = entry.get(module.entry.root)
-    given = root.operands if root else ()
-    gathers = ("all-gather", "all-gather-start")
-    last = [origin(name, gathers) for name in given]
-    return out + ["(output)" for one in last if one and one.operation in gathers]
+    for one in found:
+        counts = [math.prod(_sides(array)) for array in map(_ARRAY.match, one.operands) if array]
+        if one.kind == "all-gather" and max(one.group, 1) * max(counts, default=0) >= elements:
+            out += [f"as large as a table: {' '.join(one.operands)}"]
+    return out
 
 
 def _kind(one: Instruction) -> str:
@@ -111,12 +111,14 @@ def _kind(one: Instruction) -> str:
 
 def _make(kind: str, types: list[str], one: Instruction, count: int) -> Collective:
     arrays = [array for text in types for array in _ARRAY.finditer(text)]
-    bits = [
-        int(array[2] or 8) * math.prod(int(n) for n in array[3].split(",") if n) for array in arrays
-    ]
+    bits = [int(array[2] or 8) * math.prod(_sides(array)) for array in arrays]
     size = sum(-(-n // 8) for n in bits)
     operands = tuple(array[0] for array in arrays)
     return Collective(kind, operands, size, count, _group(one.text), one.source)
+
+
+def _sides(array: re.Match[str]) -> list[int]:
+    return [int(n) for n in array[3].split(",") if n]
 
 
 def _group(text: str) -> int:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)")
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.-]+)"
+    r"\b(?:calls|to_apply|body|condition|(?:branch|true|false|called)_computations?)="
+    r"(\{[^}]*\}|%?[\w.-]+)"
 )
 _STATED = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -59,9 +60,8 @@ class Module:
                 if one.operation == "while":
                     told = self._turns(one)
                     turns, unknown = told or 1, unknown + (told is None)
-                for group in _CALLED.findall(one.text):
-                    for callee in re.findall(r"[\w.-]+", group):
-                        times[callee] += turns * times[computation.name]
+                for callee in callees(one):
+                    times[callee] += turns * times[computation.name]
         return dict(times), unknown
 
     def _turns(self, loop: Instruction) -> int | None:
@@ -78,6 +78,12 @@ class Module:
             return None
         number = re.match(r"(\d+)\)", limit.text)
         return int(number[1]) if number else None
+
+
+def callees(one: Instruction) -> list[str]:
+    """Names of the computations that an instruction calls."""
+    groups = _CALLED.findall(one.text)
+    return [name for group in groups for name in re.findall(r"[\w.-]+", group)]
 
 
 def parse(hlo: str) -> Module:
