@@ -20,5 +20,5 @@ command+=" test -e $(quoted "$workdir/summary.json") || exit 42"
 run xpk workload create --project="$KEFT_PROJECT" --zone="$KEFT_ZONE" --cluster="$KEFT_CLUSTER" \
   --workload="$run" --tpu-type="$KEFT_ACCELERATOR" --num-slices="$KEFT_SLICES" \
   --docker-image="$KEFT_IMAGE" --storage="$KEFT_STORAGE" --max-restarts="$KEFT_RETRIES" \
-  --restart-on-exit-codes=1 --termination-grace-period-seconds=120 \
+  --restart-on-exit-codes=1,75 --termination-grace-period-seconds=120 \
   --env="JAX_COMPILATION_CACHE_DIR=$KEFT_MOUNT/compiled" --command="$command"

@@ -21,7 +21,7 @@ from keft_jax.data.pack import PackedPlan
 from keft_jax.data.plan import BatchPlan, MixedPlan
 from keft_jax.data.prefetch import prefetch
 from keft_jax.data.unlabelled import Mixed
-from keft_jax.distributed import Stop
+from keft_jax.distributed import Stop, exchange
 from keft_jax.models.functional import Tree
 from keft_jax.models.pretrained import flat, load_weights, locate, overlay
 from keft_jax.sharding import batch_sharding, make_mesh, place, replicated
@@ -279,7 +279,8 @@ def fit(
                     f"step {done}: {error}. Checkpoints stay as they were"
                 ) from error
             scores = trainer.parts.task.summarise(rows)
-            value = pick(scores, metric)
+            # What the first process finds: a last digit that differed would part them for good.
+            value = float(exchange(repr(float(pick(scores, metric))))[0])
             main = {name: v for name, v in scores.items() if "/" not in name}
             hooks.log(done, {f"select/{name}": v for name, v in main.items()})
             progress.curve.append({"step": done, "select": value})
