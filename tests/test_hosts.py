@@ -103,6 +103,53 @@ def test_one_process_asks_nobody():
     assert stop
 
 
+@pytest.fixture
+def talk(monkeypatch):
+    """Makes this process one of two, of which the other one says what is given, in turn."""
+
+    def begin(number, *others):
+        said = [np.frombuffer(other.encode(), np.uint8) for other in others]
+
+        def gather(own):
+            if not np.ndim(own):
+                return place(own, len(said[0]))
+            other = said.pop(0)
+            return place(own, np.pad(other, (0, len(own) - len(other))))
+
+        def place(own, other):
+            return np.stack([other, own] if number else [own, other])
+
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: number)
+        monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+
+    return begin
+
+
+@pytest.mark.parametrize("other", ["", "x" * distributed.FRAME, "\u00fc" * distributed.FRAME])
+def test_texts_of_any_length_are_exchanged(other, talk):
+    talk(1, other, other)
+    assert distributed.exchange("own") == [other, "own"]
+    assert distributed.exchange("") == [other, ""]
+
+
+def test_what_the_first_process_is_refused_all_are(talk):
+    talk(1, "line 3 of it", "")
+    done = []
+    with pytest.raises(KeftError, match=r"^line 3 of it$"):
+        distributed.on_first(lambda: done.append(1))
+    distributed.on_first(lambda: done.append(1))
+    assert not done
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_other_data_or_options_are_named_by_all(number, talk):
+    tables = {"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}
+    talk(number, json.dumps(tables[1 - number]))
+    with pytest.raises(KeftError, match=r"b: process 1 has '3' and process 0 '2'"):
+        distributed.refuse_unlike(tables[number])
+
+
 class Cut:
     """A sharding as one of several processes knows it: the parts that its devices hold."""
 
