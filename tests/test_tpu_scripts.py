@@ -319,6 +319,16 @@ def test_babysit_does_not_repeat_what_train_refuses(cloud):
     assert "refused" in ran.stderr.splitlines()[-1]
 
 
+def test_babysit_starts_what_an_earlier_launch_refused_and_what_was_never_set_up(cloud):
+    cloud.play("ACTIVE", "stopped 2/stopped 2")
+    ran = cloud.script("babysit.sh", *ARGUMENTS["babysit.sh"])
+    assert (ran.returncode, cloud.verbs()) == (1, ["setup", "launch"])
+    (cloud.folder / "home").mkdir()  # a machine as it was created
+    ran = cloud.script("babysit.sh", *ARGUMENTS["babysit.sh"], KEFT_RETRIES="0")
+    assert ran.returncode == 1
+    assert "first is not running; start, try 1 of 1" in ran.stderr
+
+
 def test_babysit_waits_where_the_cloud_does_not_answer(cloud):
     cloud.play("ACTIVE error ACTIVE", "error/running/error/running/error/running/finished")
     ran = cloud.script("babysit.sh", *ARGUMENTS["babysit.sh"], KEFT_RETRIES="1")
@@ -359,7 +369,7 @@ def test_a_run_outlives_its_session_stops_restarts_and_is_told_apart(cloud):
     def looks() -> str:
         text = cloud.script("babysit.sh", "--dry-run", *words).stdout.splitlines()
         at = next(i for i, line in enumerate(text) if "is ACTIVE:" in line)
-        command = "\n".join(text[at + 1 : at + 3])
+        command = "\n".join(text[at + 1 : at + 4])
         ran = subprocess.run(
             ["bash", "-c", command], env=cloud.environment(), capture_output=True, text=True
         )

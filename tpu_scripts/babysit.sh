@@ -5,15 +5,14 @@
 # KEFT_RETRIES times. train.py goes on from its last checkpoint. Deletes nothing that is ACTIVE.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 parse 1 "$@"
 check_run
 need KEFT_PROJECT KEFT_ZONE KEFT_NAME KEFT_ACCELERATOR KEFT_BUCKET
 
-# One word of each worker: summary.json is the last that train.py writes; the lock is launch.sh's.
-look="cd keft && mkdir -p logs; if test -e bucket/runs/$run/summary.json; then echo finished
+# One word of each: summary.json is the last that train.py writes; the lock is launch.sh's.
+look="mkdir -p keft/logs && cd keft || exit
+if test -e bucket/runs/$run/summary.json; then echo finished
 elif flock -n logs/$run.lock true; then echo stopped \$(cat logs/$run.exit); else echo running; fi"
 
 step() { "$here/$1" ${DRY_RUN:+--dry-run} "${@:2}"; }
@@ -43,10 +42,12 @@ while true; do
     ACTIVE)
       status=$(remote "$look") && lost=0 || status="lost $((++lost))"
       case $'\n'$status$'\n' in
-        *$'\nstopped 2\n'*) fail "train.py refused its options or data; see keft/logs/$run.log" ;;
         *"lost $((KEFT_RETRIES + 1))"*) fail "a worker of $KEFT_NAME cannot be reached" ;;
         *lost*) say "a worker of $KEFT_NAME cannot be reached" ;;
-        *stopped*) try "$run is not running" start ;;
+        *stopped*) # with 2, and not before this babysit.sh: once more would end alike
+          [[ $tries == 0 || $'\n'$status$'\n' != *$'\nstopped 2\n'* ]] ||
+            fail "train.py refused its options or data; see keft/logs/$run.log"
+          try "$run is not running" start ;;
         *running*) ;;
         *finished*) say "$run is finished: gs://$KEFT_BUCKET/runs/$run" && exit 0 ;;
       esac

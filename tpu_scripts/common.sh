@@ -1,6 +1,9 @@
 # shellcheck shell=bash disable=SC2034 # used by those who source it
-# Options, messages, and the one place where commands are run or, with --dry-run, printed. Sourced.
+# Settings, options, messages, and the one place where commands are run or, with --dry-run, printed.
+# Sourced.
 set -euo pipefail
+here=$(dirname "$0")
+. "$here/env.sh"
 
 OPTIONS=--dry-run GIVEN="" DRY_RUN="" WORDS=() TRAIN=()
 

@@ -4,9 +4,7 @@
 # A request that stands already is waited for.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 parse 0 "$@"
 need KEFT_PROJECT KEFT_ZONE KEFT_NAME KEFT_ACCELERATOR KEFT_RUNTIME
 

@@ -4,9 +4,7 @@
 # and be there; nothing else is touched. The bucket with the runs stays.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 parse 1 "$@"
 need KEFT_PROJECT KEFT_ZONE KEFT_NAME
 

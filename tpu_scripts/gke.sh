@@ -4,9 +4,7 @@
 # Kubernetes starts it again after an eviction, at most KEFT_RETRIES times.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 parse 1 "$@"
 check_run
 need KEFT_PROJECT KEFT_ZONE KEFT_CLUSTER KEFT_ACCELERATOR KEFT_IMAGE KEFT_STORAGE

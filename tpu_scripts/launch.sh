@@ -5,9 +5,7 @@
 # compiled/. Output goes to ~/keft/logs/RUN.log. --restart stops a run under way, once it is saved.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 OPTIONS+=" --restart"
 parse 1 "$@"
 check_run

@@ -5,9 +5,7 @@
 # uv, Python 3.11 and gcsfuse where they are missing. Run it again for another commit.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 parse 0 "$@"
 need KEFT_PROJECT KEFT_ZONE KEFT_NAME KEFT_GCSFUSE
 

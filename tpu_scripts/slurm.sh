@@ -5,9 +5,7 @@
 # at most KEFT_RETRIES times. Run it in the checkout, with the environment's python on the PATH.
 
 set -euo pipefail
-here=$(dirname "$0")
-. "$here/common.sh"
-. "$here/env.sh"
+. "$(dirname "$0")/common.sh"
 parse 1 "$@"
 check_run
 need KEFT_NODES KEFT_GPUS KEFT_TIME KEFT_RUNS
