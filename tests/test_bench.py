@@ -233,7 +233,7 @@ def test_what_compiles_is_measured_without_the_cache(tmp_path, monkeypatch):
     try:
         for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
             jax.config.update(name, value)
-        with timing._no_cache():
+        with timing.no_cache():
             jax.jit(lambda x: 2 * x + 1)(1.0)
         assert list(tmp_path.iterdir()) == []
         jax.jit(lambda x: 2 * x + 2)(1.0)

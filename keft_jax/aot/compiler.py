@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from keft_jax.aot.chips import GIB, Topology
+from keft_jax.bench.timing import no_cache
 from keft_jax.config import KeftError
 
 # No queries for a TPU's metadata, no lock against others; and all that the partitioner has to say:
@@ -107,6 +108,7 @@ def compile_lowered(lowered: Any, topology: Topology) -> tuple[Any, str, list[st
             tempfile.TemporaryDirectory() as folder,
             captured_stderr() as lines,
             _without_flags(),
+            no_cache(),  # what it holds writes nothing
         ):
             compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
             text = read_text(Path(folder))

@@ -32,6 +32,7 @@ def device(mesh: Mesh) -> dict[str, Any]:
     return {
         "platform": first.platform,
         "kind": first.device_kind,
+        "version": first.client.platform_version,
         "count": mesh.size,
         "mesh": dict(mesh.shape),
         "cores": cores,

@@ -29,7 +29,7 @@ class Steps:
         self._batches = [trainer.put(batch) for batch in batches]
         self._state = trainer.fresh(trainer.parts.config.seed)
         step: Any = trainer.train_step
-        with _no_cache():
+        with no_cache():
             cpu, begin = time.process_time(), time.perf_counter()
             self.compiled = step.lower(self._state, self._frozen, self._batches[0]).compile()
             self.compile_s = time.perf_counter() - begin
@@ -73,7 +73,7 @@ def time_in_turn(steps: Sequence[Steps], count: int, warmup: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _no_cache() -> Iterator[None]:
+def no_cache() -> Iterator[None]:
     """Compiles anew, whatever JAX_COMPILATION_CACHE_DIR holds."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
