@@ -25,13 +25,18 @@ from keft_jax.sharding import shard
 
 
 class ClassifyHead(nnx.Module):
-    """BERT's pooler on [CLS], or the mean of all tokens; then a linear layer."""
+    """BERT's pooler on [CLS], or the mean of all tokens; then a linear layer. Beside it one on what
+    stands around the mentioned entities in the graph, which is nothing at first."""
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
         mean = config.task.reads == "mean"
         self.pooler = None if mean else Linear(("embed", width), ("mlp", width))
         self.out = Linear(("mlp", width), ("label", sizes.labels))
+        # A choice is told from the others by what leads to it, not by what is around.
+        reads = config.fusion.kind != "none" and config.task.kind != "choice"
+        inner, label = ("graph", config.graph.width), ("label", sizes.labels)
+        self.around = Linear(inner, label, kernel=zeros, bias=False) if reads else None
         self.rate = config.encoder.dropout
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
@@ -41,7 +46,11 @@ class ClassifyHead(nnx.Module):
             pooled = total_bd / jnp.maximum(real_bl.sum(1, keepdims=True), 1)
         else:
             pooled = jnp.tanh(self.pooler(x_bld[:, 0].astype(jnp.float32)))
-        return self.out(dropout(pooled, self.rate, key)), None, []
+        logits = self.out(dropout(pooled, self.rate, key))
+        if self.around is None:
+            return logits, None, []
+        around_bw, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"])
+        return add_silenced(logits, self.around(around_bw), there_b1, key), None, []
 
 
 class TagHead(nnx.Module):
@@ -89,10 +98,7 @@ class AnchorHead(nnx.Module):
     the nodes of these mentions and one on their relational context (Wang et al. 2021, PathCon),
     which are nothing at first.
 
-    With few labels either side fits them alone, and the other then learns nothing, or a graph that
-    knows nothing is learned by heart. So in training one of the two is silent here for some
-    examples (Neverova et al. 2016, ModDrop), and half of the context is dropped. What the layers
-    below exchanged stays in the text's states."""
+    Half of the context is dropped in training."""
 
     def __init__(self, config: Config, sizes: Any):
         width = config.encoder.width
@@ -138,11 +144,23 @@ class AnchorHead(nnx.Module):
         around_be = around_bkr.reshape(len(around_bkr), -1)
         delta = delta + self.context(dropout(around_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
-        if key is not None:
-            u_b1 = jax.random.uniform(jax.random.fold_in(key, 2), there_b1.shape)
-            logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
-            delta = jnp.where(u_b1 >= 1 - GRAPH_SILENT, 0, delta)
-        return logits + jnp.where(there_b1, delta, 0), gate_bn, []
+        return add_silenced(logits, delta, there_b1, key), gate_bn, []
+
+
+def add_silenced(
+    logits: jax.Array, delta: jax.Array, there_b1: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """The text's logits and what the graph adds to them where it is there: f32[b, c].
+
+    With few labels either side fits them alone, and the other then learns nothing, or a graph that
+    knows nothing is learned by heart. So in training one of the two is silent here for some
+    examples (Neverova et al. 2016, ModDrop). What the layers below exchanged stays in the text's
+    states."""
+    if key is not None:
+        u_b1 = jax.random.uniform(jax.random.fold_in(key, 2), there_b1.shape)
+        logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
+        delta = jnp.where(u_b1 >= 1 - GRAPH_SILENT, 0, delta)
+    return logits + jnp.where(there_b1, delta, 0)
 
 
 CONTEXT_DROPOUT = 0.5
