@@ -4,9 +4,9 @@ same order, one stop for all.
     python benchmarks/hosts.py --out runs/hosts
 
 Trains link prediction on random triples, with a table cut by rows over all devices, by one
-process, by 2 and by 4; a further run of two is stopped by SIGTERM to one of them and goes on with
-1, 2 and 4. Says how far the losses of each are from those of one process, whether every step had
-the same examples, and where the stopped run stopped. What is done already is not done again.
+process, by 2 and by 4; further runs of 2 and of 4 are stopped by SIGTERM to one of them and go on
+with 1, 2 and 4. Says how far the losses of each are from those of one process, whether every step
+had the same examples, and where a stopped run stopped. What is done already is not done again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from keft_jax.train.run import train
 
 CASES = ((2, 1), (2, 2), (4, 1))  # processes, devices of each
 AGAIN = (1, 2, 4)  # processes that the stopped run goes on with
+STOPPED = (2, 4)  # processes of which one gets SIGTERM
 STOP_AFTER = 4  # steps
 NAME = "metrics.jsonl"
 
@@ -94,8 +95,8 @@ def apart(one: dict[int, float], two: dict[int, float]) -> float:
     return max(abs(one[k] - two[k]) for k in one) if list(one) == list(two) else float("inf")
 
 
-def stop_one(config: Config, folder: Path) -> dict:
-    pids = start(config, folder, 2, 1)
+def stop_one(config: Config, folder: Path, processes: int) -> dict:
+    pids = start(config, folder, processes, 1)
     file = folder / NAME
     while not file.exists() or len(file.read_text().splitlines()) < STOP_AFTER:
         if ended(pids):
@@ -104,14 +105,14 @@ def stop_one(config: Config, folder: Path) -> dict:
     os.kill(pids[1], signal.SIGTERM)
     codes = wait(pids)
     steps = sorted(int(p.stem) for p in (folder / "checkpoints").glob("*.json"))
-    told = [json.loads(result(folder, i).read_text()) for i in range(2)]
+    told = [json.loads(result(folder, i).read_text()) for i in range(processes)]
     return {"exit codes": codes, "stopped at": told, "last checkpoint": steps[-1]}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, required=True)
-    options.add_argument("--only", default="", help="of one, 2x1, 2x2, 4x1, stopped, again-1, ...")
+    options.add_argument("--only", default="", help="of one, 2x1, 2x2, stopped-2, again-2-1, ...")
     given = options.parse_args()
     out, only = given.out.resolve(), given.only.split(",") if given.only else []
     config = triples_config(out / "data")
@@ -150,15 +151,17 @@ def main() -> None:
         if wanted(name):
             folder = fresh(name)
             note(name, compare(folder, wait(start(config, folder, processes, devices))))
-    if wanted("stopped"):
-        note("stopped", stop_one(config, fresh("stopped")))
-    for processes in AGAIN:
-        name = f"again-{processes}"
-        if wanted(name):
-            folder = fresh(name)
-            shutil.copytree(out / "stopped", folder)
-            codes = wait(start(config, folder, processes, 1))
-            note(name, compare(folder, codes, done["stopped"]["last checkpoint"]))
+    for of in STOPPED:
+        stopped = f"stopped-{of}"
+        if wanted(stopped):
+            note(stopped, stop_one(config, fresh(stopped), of))
+        for processes in AGAIN:
+            name = f"again-{of}-{processes}"
+            if wanted(name):
+                folder = fresh(name)
+                shutil.copytree(out / stopped, folder)
+                codes = wait(start(config, folder, processes, 1))
+                note(name, compare(folder, codes, done[stopped]["last checkpoint"]))
 
 
 if __name__ == "__main__":
