@@ -19,7 +19,7 @@ set -euo pipefail
 : "${KEFT_RETRIES:=20}"         # how often babysit.sh, gke.sh and slurm.sh start a run again
 : "${KEFT_CLUSTER:=}"           # gke: name of a cluster that xpk made
 : "${KEFT_IMAGE:=}"             # gke: container image with the project in /keft
-: "${KEFT_STORAGE:=}"           # gke: the bucket as xpk's storage, see README.md
+: "${KEFT_STORAGE:=}"           # gke: the bucket as xpk's storage, see docs/pods.md
 : "${KEFT_MOUNT:=/bucket}"      # gke: where that storage is mounted
 : "${KEFT_NODES:=1}"            # slurm: nodes
 : "${KEFT_GPUS:=8}"             # slurm: GPUs, and so processes, on each node
