@@ -56,7 +56,8 @@ def make_devices(topology: Topology) -> list[Any]:
     more: dict[str, Any] = dict(topology.chip.settings)
     if topology.slices > 1:
         more["num_slices"] = topology.slices
-    jax.devices()  # has read XLA_FLAGS then
+    with captured_stderr():  # libtpu tells at length that there is no TPU
+        jax.devices()  # has read XLA_FLAGS then
     try:
         with captured_stderr(), _without_flags():  # it misses hosts that are not asked for
             found = topologies.get_topology_desc(
