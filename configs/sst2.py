@@ -60,12 +60,15 @@ def get_config(arg: str = "300") -> Config:
             learning_rate=5e-4,
             # The trained encoder moves slowly, what starts at zero fast. Word table and entity rows
             # stay as they are: most of their rows are never met in so few sentences, and what is
-            # met would be memorised.
+            # met would be memorised. So would be what tokens read of nodes: the lexicons reach the
+            # label by the head alone.
             groups=(
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.08),
-                GroupConfig("exchanges/", 4.0),
+                GroupConfig("exchanges/", 0.0),
+                GroupConfig("head/around", 4.0),
+                *((GroupConfig("head/out", 8.0),) if mode == "frozen" else ()),
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),

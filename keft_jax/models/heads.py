@@ -50,7 +50,8 @@ class ClassifyHead(nnx.Module):
         if self.around is None:
             return logits, None, []
         around_bw, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"])
-        return add_silenced(logits, self.around(around_bw), there_b1, key), None, []
+        delta = self.around(around_bw)
+        return add_silenced(logits, delta, there_b1, self.rate, key), None, []
 
 
 class TagHead(nnx.Module):
@@ -144,19 +145,23 @@ class AnchorHead(nnx.Module):
         around_be = around_bkr.reshape(len(around_bkr), -1)
         delta = delta + self.context(dropout(around_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
-        return add_silenced(logits, delta, there_b1, key), gate_bn, []
+        return add_silenced(logits, delta, there_b1, self.rate, key), gate_bn, []
 
 
 def add_silenced(
-    logits: jax.Array, delta: jax.Array, there_b1: jax.Array, key: jax.Array | None
+    logits: jax.Array,
+    delta: jax.Array,
+    there_b1: jax.Array,
+    rate: float,
+    key: jax.Array | None,
 ) -> jax.Array:
     """The text's logits and what the graph adds to them where it is there: f32[b, c].
 
     With few labels either side fits them alone, and the other then learns nothing, or a graph that
     knows nothing is learned by heart. So in training one of the two is silent here for some
-    examples (Neverova et al. 2016, ModDrop). What the layers below exchanged stays in the text's
-    states."""
-    if key is not None:
+    examples (Neverova et al. 2016, ModDrop), unless there is no dropout anyway. What the layers
+    below exchanged stays in the text's states."""
+    if key is not None and rate > 0:
         u_b1 = jax.random.uniform(jax.random.fold_in(key, 2), there_b1.shape)
         logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
         delta = jnp.where(u_b1 >= 1 - GRAPH_SILENT, 0, delta)
