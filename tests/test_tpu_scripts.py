@@ -154,11 +154,9 @@ def test_is_short_strict_and_parses(script):
 
 
 def test_shellcheck_finds_nothing():
+    # As anybody would call it; where sources lie stands in tpu_scripts/.shellcheckrc.
     found = subprocess.run(
-        [shellcheck(), "--external-sources", *(p.name for p in SCRIPTS)],
-        cwd=REPO / "tpu_scripts",
-        capture_output=True,
-        text=True,
+        [shellcheck(), *SCRIPTS, REPO / "benchmarks/h200.sh"], capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout + found.stderr
 
