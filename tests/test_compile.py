@@ -297,7 +297,7 @@ def test_without_libtpu_one_line_names_the_extra(monkeypatch, capfd):
     assert left.value.code != 0
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 1
-    assert "keft_jax[aot]" in told[0]
+    assert "'.[aot]'" in told[0]
 
 
 def test_what_is_traced_knows_the_platform_it_is_for():

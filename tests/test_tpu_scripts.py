@@ -244,7 +244,12 @@ def test_unknown_options_and_wrong_words_are_refused_with_the_usage(cloud):
             assert ran.returncode == 2
             assert ran.stderr.startswith(f"{name} [--dry-run]")
         assert cloud.script(name, "--help").stdout.startswith(f"{name} [--dry-run]")
-    for words in (["first"], ["first", "--", "--config", "a", "--workdir", "b"], ["A b", "--"]):
+    for words in (
+        ["first"],
+        ["first", "--", "--config", "a", "--workdir", "b"],
+        ["first", "--", "--config", "a", "--dry-run"],
+        ["A b", "--"],
+    ):
         ran = cloud.script("launch.sh", *words)
         assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
     assert cloud.calls() == []

@@ -53,4 +53,5 @@ check_run() {
   run=${WORDS[0]} && fits run "$LABEL" "lower-case letters, digits and -, at most 40"
   [[ " ${TRAIN[*]-}" == *" --config"* ]] || die "no --config; options of train.py stand after --"
   [[ " ${TRAIN[*]-}" != *" --workdir"* ]] || die "--workdir follows from the run's name"
+  [[ " ${TRAIN[*]-} " != *" --dry-run "* ]] || die "--dry-run stands before --, for this script"
 }

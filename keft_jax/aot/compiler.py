@@ -48,7 +48,7 @@ def make_devices(topology: Topology) -> list[Any]:
     """The chips of all slices, slice by slice. Raises KeftError where libtpu is missing."""
     if importlib.util.find_spec("libtpu") is None:
         raise KeftError(
-            "keft compile: needs libtpu, TPU's compiler (no TPU): pip install 'keft_jax[aot]'"
+            "keft compile: needs libtpu, TPU's compiler (no TPU): pip install -e '.[aot]'"
         )
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     from jax.experimental import topologies
@@ -135,7 +135,7 @@ def read_text(folder: Path) -> str:
     found = [path.read_text() for path in folder.glob("*.after_optimizations.txt")]
     if not found:
         raise KeftError(
-            "keft compile: this libtpu wrote no text of the program; use the one that "
-            "'keft_jax[aot]' installs"
+            "keft compile: this libtpu wrote no text of the program; use the one that the extra "
+            "aot installs"
         )
     return max(found, key=len)
