@@ -343,9 +343,9 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(tmp_path, monkeypat
     hosts = read("hosts", monkeypatch)
     command = [sys.executable, "-W", "error", "benchmarks/hosts.py", "--out", str(tmp_path)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, "--only=stopped"], cwd=ROOT, env=env, check=True)
-    stopped, config = tmp_path / "stopped", hosts.triples_config(tmp_path / "data")
-    seen = json.loads((tmp_path / "hosts.json").read_text())["stopped"]
+    subprocess.run([*command, "--only=stopped-2"], cwd=ROOT, env=env, check=True)
+    stopped, config = tmp_path / "stopped-2", hosts.triples_config(tmp_path / "data")
+    seen = json.loads((tmp_path / "hosts.json").read_text())["stopped-2"]
     assert seen["exit codes"] == [0, 0]
     step = seen["last checkpoint"]
     assert hosts.STOP_AFTER <= step < 24 and seen["stopped at"] == [step, step]
