@@ -108,6 +108,16 @@ class OptimConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"optim.{name}", value, "use [0, 1)")
 
+    def group_of(self, path: str) -> GroupConfig | None:
+        """The first group that the parameter at a path is in."""
+        return next((group for group in self.groups if group.match in path), None)
+
+    def scale_of(self, path: str) -> float:
+        """Factor on the learning rate of the parameter at a path, from its group's `from_step`
+        on."""
+        group = self.group_of(path)
+        return 1.0 if group is None else group.scale
+
 
 @dataclass(frozen=True)
 class MeshConfig:

@@ -272,7 +272,8 @@ class Dataset:
         if not isinstance(out.graph, Seeds):
             nodes = out.graph.nodes | self.knowledge.describe(out.graph.nodes["entity"], *self.row)
             out = dataclasses.replace(out, graph=out.graph._replace(nodes=nodes))
-        arrays = {name: getattr(out, name) for name in ("tokens", "types", "position", "branch")}
+        of_tokens = ("tokens", "types", "position", "branch", "states")
+        arrays = {name: getattr(out, name) for name in of_tokens}
         cut = {name: x[:, :length] for name, x in arrays.items() if x is not None}
         return dataclasses.replace(out, **cut)
 

@@ -32,6 +32,7 @@ from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import count_shared, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
+from keft_jax.train.remember import can_remember, remember
 from keft_jax.train.run import identify, load_given
 from keft_jax.train.vectors import resolve
 
@@ -59,6 +60,7 @@ class GainRun:
             self._read["objective.distill.teacher"] = identify(*self.given.teacher)
         self.trainer = Trainer(self.parts, self.given)
         self._costs: dict[Any, float | None] = {}
+        self._remembered: dict[int, tuple[Dataset, Dataset]] = {}
         self._ready()
 
     def _ready(self) -> None:
@@ -121,7 +123,8 @@ class GainRun:
                 key = (reads, seed if ROWS[reads].seeded else 0, knowledge)
                 if ready is None or ready[0] != key:
                     sets = [self.train, self.select, *self.tests.values()]
-                    ready = key, [with_row(s, knowledge, *key[:2]) for s in sets]
+                    sets = [with_row(self._remember(s), knowledge, *key[:2]) for s in sets]
+                    ready = key, sets
                 cell = self._train(row, seed, ready[1])
             cell.save(self.workdir / "cells")
             left = (time.perf_counter() - begin) / done * (len(missing) - done)
@@ -130,6 +133,15 @@ class GainRun:
                 f"[{done}/{len(missing)}] {row}, seed {seed}: {self.metric} {score:.3f}, "
                 f"{cell.info['seconds']:.1f} s; about {left / 60:.1f} min left"
             )
+
+    def _remember(self, dataset: Dataset) -> Dataset:
+        """With the states of a still encoder, which are the same for every row and seed."""
+        if not can_remember(self.config, self.parts.model):
+            return dataset
+        if id(dataset) not in self._remembered:
+            params = self.trainer.fresh(self.config.seed).model_params
+            self._remembered[id(dataset)] = dataset, remember(self.trainer, params, dataset)
+        return self._remembered[id(dataset)][1]
 
     def step_time_ratio(self) -> float | None:
         """Step time over that without the graph network; measured once for tables of one model."""
@@ -239,7 +251,7 @@ class GainRun:
             drawn = draw_examples(
                 self.trainer,
                 chosen.best_params,
-                tests[0],
+                with_row(next(iter(self.tests.values())), self.parts.knowledge, row, seed),
                 split,
                 self.metric,
                 true=cell,

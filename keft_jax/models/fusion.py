@@ -261,6 +261,11 @@ class FusedModel(nnx.Module):
 
     def __init__(self, config: Config, sizes: Sizes):
         self.encoder = Encoder(config.encoder, sizes.vocab)
+        leaves = nnx.to_flat_state(nnx.state(self.encoder))
+        inside = ["/".join(map(str, ("encoder", *path))) for path, _ in leaves]
+        self.still = all(config.optim.scale_of(path) == 0 for path in inside)
+        """The encoder stays as it is. It has no dropout then: it says the same of a text in every
+        step."""
         depth = config.encoder.layers
         self.fused = config.fusion.kind != "none"
         at = sorted({i % depth for i in config.fusion.layers}) if self.fused else []
@@ -302,9 +307,10 @@ class FusedModel(nnx.Module):
         if head == "triples":
             return self._reason(batch.targets[head])
         rows = Rows(batch)
-        mask, tokens, types = rows.mask, rows.join(batch.tokens), rows.join(batch.types)
-        x_rsd = self.encoder.embed(tokens, types, fold(key, 1000), rows.position)
-        x_rsd = shard(x_rsd, "batch", "length", "embed")
+        drop = None if self.still else key
+        x_rsd, done = batch.states, self._first
+        if x_rsd is None:
+            x_rsd, done = self._embed(rows, batch, drop), 0
         word = use(self.encoder.embed.word)
         edges: Any = None
         nodes_bnw: Any = None
@@ -314,10 +320,10 @@ class FusedModel(nnx.Module):
             edges = Edges(batch.graph, self.compute)
             name_bnd = mean_names(batch.graph, word)
             nodes_bnw = self.nodes(batch.graph, name_bnd).astype(x_rsd.dtype)
-        depth, states, done = self.encoder.config.layers, [rows.split(x_rsd)], 0
+        depth, states = self.encoder.config.layers, [rows.split(x_rsd)]
         stops = range(1, depth + 1) if inner else sorted({*(i + 1 for i in self.at), depth})
         for stop in stops:
-            x_rsd = self.encoder.run(x_rsd, mask, key, done, stop)
+            x_rsd = self.encoder.run(x_rsd, rows.mask, drop, done, stop)
             if stop - 1 in self.at:
                 exchange = self.exchanges[str(stop - 1)]
                 x_bld, nodes_bnw, gates = exchange(rows.split(x_rsd), nodes_bnw, edges, batch)
@@ -350,6 +356,22 @@ class FusedModel(nnx.Module):
         row_bnw = use(self.nodes.rows)[batch.graph.nodes["row"]]
         taught = teach(self.triples, row_bnw, batch.mentions.node, self.temperature)
         return dataclasses.replace(out, taught=jax.lax.stop_gradient(taught))
+
+    @property
+    def _first(self) -> int:
+        """Layers before anything of the graph is read."""
+        return min(self.at, default=self.encoder.config.layers - 1) + 1
+
+    def _embed(self, rows: Rows, batch: Batch, key: jax.Array | None) -> jax.Array:
+        tokens, types = rows.join(batch.tokens), rows.join(batch.types)
+        x_rsd = self.encoder.embed(tokens, types, fold(key, 1000), rows.position)
+        return shard(x_rsd, "batch", "length", "embed")
+
+    def read(self, batch: Batch) -> jax.Array:
+        """[b, l, d]: what stands before the first exchange; `states` of a batch takes its place."""
+        rows = Rows(batch)
+        x_rsd = self._embed(rows, batch, None)
+        return rows.split(self.encoder.run(x_rsd, rows.mask, None, 0, self._first))
 
     def _reason(self, target: QueryTarget) -> TripleOutput:
         """Scores of queries whose entities are rows of the nodes' table."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from keft_jax.config import GroupConfig, KeftError, OptimConfig
+from keft_jax.config import KeftError, OptimConfig
 from keft_jax.models.functional import paths
 from keft_jax.train.rows import without
 
@@ -69,37 +69,35 @@ def stop_frozen(config: OptimConfig, params: Any) -> Any:
     )
 
 
+def apply(config: OptimConfig, params: Any, updates: Any) -> Any:
+    """The parameters after a step. Frozen ones are not added to: with a donated state they stay
+    where they are, and a word table is not written anew in every step."""
+    return jax.tree.map(
+        lambda path, p, u: p + u if config.scale_of(path) else p, paths(params), params, updates
+    )
+
+
 def average(config: OptimConfig, step: jax.Array, ema: Any, params: Any) -> Any:
     """The moving average after a step from 0 on: what has not moved stays as it is to the bit."""
     new = 1 - jnp.minimum(config.ema, (1 + step) / (10 + step))
     return jax.tree.map(lambda e, p: e + new * (p - e), ema, params)
 
 
-def scale_of(config: OptimConfig, path: str) -> float:
-    """Factor on the learning rate of the parameter at a path, from its group's `from_step` on."""
-    group = _group_of(config, path)
-    return 1.0 if group is None else group.scale
-
-
 def scale_at(config: OptimConfig, path: str, step: jax.Array) -> jax.Array | float:
     """The same at a step."""
-    scale, first = scale_of(config, path), _first_step(config, path)
+    scale, first = config.scale_of(path), _first_step(config, path)
     return scale * (step >= first) if first else scale
 
 
 def _first_step(config: OptimConfig, path: str) -> int:
-    group = _group_of(config, path)
+    group = config.group_of(path)
     return 0 if group is None else group.from_step
-
-
-def _group_of(config: OptimConfig, path: str) -> GroupConfig | None:
-    return next((group for group in config.groups if group.match in path), None)
 
 
 def _scales(config: OptimConfig, abstract: Any) -> Any:
     names = paths(abstract)
-    scales = jax.tree.map(lambda path: scale_of(config, path), names)
-    matched = [_group_of(config, path) for path in jax.tree.leaves(names)]
+    scales = jax.tree.map(lambda path: config.scale_of(path), names)
+    matched = [config.group_of(path) for path in jax.tree.leaves(names)]
     for group in config.groups:
         if group not in matched:
             known = ", ".join(sorted(abstract))

@@ -22,7 +22,7 @@ from keft_jax.tasks.task import Task
 from keft_jax.train.exchange import Exchange
 from keft_jax.train.guard import choose, judge
 from keft_jax.train.objective import Frozen, Metrics, Objective
-from keft_jax.train.optim import average, scale_at, schedule, stop_frozen
+from keft_jax.train.optim import apply, average, scale_at, schedule, stop_frozen
 from keft_jax.train.rows import (
     RowTable,
     at,
@@ -156,7 +156,7 @@ def make_train_step(
             grads, tables, metrics, verdict = mapped(*given)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * frozen["learning_rate"], updates)
-        params = optax.apply_updates(state.params, updates)
+        params = apply(config, state.params, updates)
         ema = average(config, state.step, state.ema, params) if config.ema else state.ema
         guard = state.guard
         if verdict is not None:

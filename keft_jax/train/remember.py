@@ -1,0 +1,79 @@
+"""What an encoder that stays as it is says of each text, made once and not in every step."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+
+from keft_jax.config import Config
+from keft_jax.data.features import Dataset
+from keft_jax.data.plan import eval_batches
+from keft_jax.models.functional import Model
+from keft_jax.sharding import on_mesh
+from keft_jax.train.feed import feed
+from keft_jax.train.loop import Trainer
+from keft_jax.train.parts import Parts
+
+logger = logging.getLogger(__name__)
+
+MOST = 1 << 31
+"""Bytes of states that a data set may take."""
+
+
+def can_remember(config: Config, model: Model) -> bool:
+    """Whether every step reads the texts as they are, by the same encoder, for the task alone."""
+    objective, knowledge = config.objective, config.knowledge
+    others = (
+        objective.mlm.weight,
+        objective.entities.weight,
+        objective.consistency.weight,
+        objective.distill.active,
+        objective.kg_teacher.weight,
+        objective.triples.weight,
+    )
+    return (
+        model.module.still
+        and bool(config.encoder.pretrained)  # else each seed has an encoder of its own
+        and not any(others)
+        and not config.gain.variants  # of other models, and other texts
+        and knowledge.text == "none"
+        and not config.data.pack
+        and not config.data.unlabelled
+        and jax.process_count() == 1
+    )
+
+
+def remember(trainer: Trainer[Parts], params: Any, dataset: Dataset) -> Dataset:
+    """The data set with the states of its texts, where `can_remember` and they are not too many;
+    host memory, of the encoder's dtype. params: any that the trainer starts from."""
+    parts, mesh = trainer.parts, trainer.mesh
+    config, model = parts.config, parts.model
+    if not can_remember(config, model):
+        return dataset
+    longest, out = config.data.buckets[-1], None
+
+    def read(params: Any, batch: Any) -> jax.Array:
+        with on_mesh(mesh):
+            return model.apply(params, batch, method="read")
+
+    step = jax.jit(read)
+    for length, units in eval_batches(dataset.lengths, trainer.eval_batch, config.data.buckets):
+        states = np.asarray(step(params, feed(dataset, length, units, mesh)))
+        if out is None:
+            shape = (len(dataset.texts), longest, states.shape[-1])
+            size = int(np.prod(shape)) * states.itemsize
+            if size > MOST:
+                logger.info(
+                    "%d texts: their states would take %d MiB; the encoder runs in each step",
+                    *(len(dataset.texts), size >> 20),
+                )
+                return dataset
+            out = np.zeros(shape, states.dtype)
+        at = (units[:, None] * dataset.each + np.arange(dataset.each)).ravel()
+        real = np.repeat(units >= 0, dataset.each)
+        out[at[real], :length] = states[real]
+    return dataclasses.replace(dataset, table=dataclasses.replace(dataset.table, states=out))
