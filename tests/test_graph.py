@@ -116,7 +116,7 @@ def test_what_stands_around_mentions_equals_a_loop_over_edges():
     graph = toy.graph(rng, 6, 12, 40, empty=(4,))
     x = rng.normal(size=(6, 12, 16)).astype(np.float32)
     node = np.where(np.arange(6)[:, None] == 4, -1, [[1, -1]])
-    of = graph.nodes["mention"]
+    of = np.stack([graph.nodes["mention"], np.arange(12) == node[:, :1]], 1)  # two sets of nodes
 
     def own(number):
         real = slice(graph.n_edge[number, 0])
@@ -127,10 +127,11 @@ def test_what_stands_around_mentions_equals_a_loop_over_edges():
     sums, there = jax.jit(edges.around)(x, of)
     kinds = jax.jit(edges.context, static_argnums=1)(node, 10)
     for i in range(6):
-        states = [x[i, u] for u, v, _ in own(i) if of[i, v]]
-        assert there[i, 0] == bool(states)
-        expected = sum(states) / len(states) ** 0.5 if states else np.zeros(16)
-        np.testing.assert_allclose(sums[i], expected, rtol=1e-5, atol=1e-6)
+        for k in (0, 1):
+            states = [x[i, u] for u, v, _ in own(i) if of[i, k, v]]
+            assert there[i, k] == bool(states)
+            expected = sum(states) / len(states) ** 0.5 if states else np.zeros(16)
+            np.testing.assert_allclose(sums[i, k], expected, rtol=1e-5, atol=1e-6)
         arrives = np.isin(np.arange(10), [r for _, v, r in own(i) if v == node[i, 0]])
         np.testing.assert_allclose(kinds[i, 0], arrives / max(arrives.sum(), 1) ** 0.5, rtol=1e-6)
         assert not kinds[i, 1].any()

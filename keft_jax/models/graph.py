@@ -119,16 +119,16 @@ class Edges:
         some_bkr = jnp.where(count_bkr > 0, 1.0, 0.0)
         return some_bkr / jnp.sqrt(jnp.maximum(some_bkr.sum(-1, keepdims=True), 1))
 
-    def around(self, x_bnw: jax.Array, of_bn: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(the states that edges bring to the nodes marked in `of`, summed over so many edges and
-        divided by the root of their number, f32[b, w]; whether there is one, bool[b, 1]). An edge
-        counts by itself: two words of one polarity say more than one."""
-        arrives_be = self.at_receivers(of_bn.astype(jnp.float32)[..., None])[..., 0]
-        arrives_be = jnp.where(self.mask_be, arrives_be, 0)
+    def around(self, x_bnw: jax.Array, of_bkn: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(the states that edges bring to each of k sets of nodes, marked in `of`, summed over so
+        many edges and divided by the root of their number, f32[b, k, w]; whether there is one,
+        bool[b, k]). An edge counts by itself: two words of one polarity say more than one."""
+        arrives_bek = self.at_receivers(of_bkn.astype(jnp.float32).swapaxes(1, 2))
+        arrives_bek = jnp.where(self.mask_be[..., None], arrives_bek, 0)
         sent_bew = self.at_senders(x_bnw.astype(jnp.float32))
-        total_b1 = arrives_be.sum(1, keepdims=True)
-        sum_bw = jnp.einsum("be,bew->bw", arrives_be, sent_bew)
-        return sum_bw / jnp.sqrt(jnp.maximum(total_b1, 1)), total_b1 > 0
+        total_bk = arrives_bek.sum(1)
+        sum_bkw = jnp.einsum("bek,bew->bkw", arrives_bek, sent_bew)
+        return sum_bkw / jnp.sqrt(jnp.maximum(total_bk, 1))[..., None], total_bk > 0
 
     def degrees(self) -> tuple[jax.Array, jax.Array]:
         """(out, in) f32[b, n], self-edge counted."""

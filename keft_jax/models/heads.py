@@ -49,8 +49,9 @@ class ClassifyHead(nnx.Module):
         logits = self.out(dropout(pooled, self.rate, key))
         if self.around is None:
             return logits, None, []
-        around_bw, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"])
-        delta = self.around(around_bw)
+        # One set of nodes: those of all mentions.
+        around_b1w, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"][:, None])
+        delta = self.around(around_b1w[:, 0])
         return add_silenced(logits, delta, there_b1, self.rate, key), None, []
 
 
@@ -96,8 +97,8 @@ class ChoiceHead(ClassifyHead):
 
 class AnchorHead(nnx.Module):
     """The states at the marks before mentions, end to end, then a linear layer; beside it one on
-    the nodes of these mentions and one on their relational context (Wang et al. 2021, PathCon),
-    which are nothing at first.
+    the nodes of these mentions, one on what stands around each of them and one on their relational
+    context (Wang et al. 2021, PathCon), which are nothing at first.
 
     Half of the context is dropped in training."""
 
@@ -110,10 +111,10 @@ class AnchorHead(nnx.Module):
             inner = count * config.graph.width
             self.gate = NodeGate(config.graph, width) if config.graph.gate else None
             self.node = Linear(("mlp", inner), ("label", sizes.labels), kernel=zeros)
-            around = count * 2 * sizes.relations
-            self.context = Linear(
-                ("relation", around), ("label", sizes.labels), kernel=zeros, bias=False
-            )
+            label = ("label", sizes.labels)
+            self.around = Linear(("mlp", inner), label, kernel=zeros, bias=False)
+            kinds = count * 2 * sizes.relations
+            self.context = Linear(("relation", kinds), label, kernel=zeros, bias=False)
             self.relations = 2 * sizes.relations
         self.rate = config.encoder.dropout
 
@@ -139,11 +140,13 @@ class AnchorHead(nnx.Module):
         of_bkn = jax.nn.one_hot(node_bk, nodes_bnw.shape[1])
         own_bkw = jnp.einsum("bkn,bnw->bkw", of_bkn, nodes_bnw * gate_bn[..., None])
         delta = self.node(own_bkw.reshape(len(own_bkw), -1))
+        around_bkw, _ = edges.around(nodes_bnw * gate_bn[..., None], of_bkn)
+        delta = delta + self.around(around_bkw.reshape(len(around_bkw), -1))
         # As long as a state of the text, so that it learns at the same rate.
-        around_bkr = x_bld.shape[-1] ** 0.5 * edges.context(node_bk, self.relations)
-        around_bkr = around_bkr * jnp.einsum("bkn,bn->bk", of_bkn, gate_bn)[..., None]
-        around_be = around_bkr.reshape(len(around_bkr), -1)
-        delta = delta + self.context(dropout(around_be, CONTEXT_DROPOUT, fold(key, 1)))
+        kinds_bkr = x_bld.shape[-1] ** 0.5 * edges.context(node_bk, self.relations)
+        kinds_bkr = kinds_bkr * jnp.einsum("bkn,bn->bk", of_bkn, gate_bn)[..., None]
+        kinds_be = kinds_bkr.reshape(len(kinds_bkr), -1)
+        delta = delta + self.context(dropout(kinds_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
         return add_silenced(logits, delta, there_b1, self.rate, key), gate_bn, []
 
