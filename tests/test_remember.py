@@ -1,4 +1,4 @@
-"""A frozen encoder runs once for each text: the gain table is the same, to rounding."""
+"""Frozen layers run once for each text: the gain table is the same, to rounding."""
 
 import dataclasses
 
@@ -16,18 +16,19 @@ from keft_jax.train.loop import fit
 from keft_jax.train.parts import build
 from keft_jax.train.remember import can_remember
 
-FROZEN = (GroupConfig("encoder/", 0.0),)
+WHOLE = (GroupConfig("encoder/", 0.0),)
+LOWER = (GroupConfig("embed/", 0.0), GroupConfig("blocks/0/", 0.0), GroupConfig("encoder/", 0.2))
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
+@pytest.fixture(scope="module", params=[WHOLE, LOWER], ids=["whole", "lower"])
+def config(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     tiny.write_files(folder)
     small_bert.write(folder / "bert")
     return tiny.classification(
         folder,
         encoder=EncoderConfig(pretrained=str(folder / "bert"), dropout=0.3),
-        optim=OptimConfig(steps=6, batch=8, learning_rate=1e-2, groups=FROZEN),
+        optim=OptimConfig(steps=6, batch=8, learning_rate=1e-2, groups=request.param),
         gain=GainConfig(rows=("none", "true"), seeds=2, bootstrap=100),
     )
 
@@ -63,13 +64,17 @@ def test_cells_are_the_same_with_and_without_remembering(table, monkeypatch):
     assert not np.allclose(plain["none"]["probability"], plain["true"]["probability"], rtol=1e-4)
 
 
-def test_a_frozen_encoder_has_no_dropout(table):
+def test_frozen_layers_have_no_dropout(table):
     parts, trainer = table.parts, table.trainer
+    frozen = parts.model.module.frozen
+    assert (frozen, parts.model.module.still) == (
+        (2, 1) if table.config.optim.groups == WHOLE else (1, 1)
+    )
     batch = trainer.put(table.train.batch(16, np.arange(8)))
     params, names = trainer.fresh(0).model_params, trainer.frozen()["names"]
     outputs = [parts.model.apply(params, batch, names, key) for key in (None, jax.random.key(1))]
-    real = np.asarray(outputs[0].tokens)
-    np.testing.assert_array_equal(real, outputs[1].tokens)  # exchanges begin at nothing
+    same = np.array_equal(outputs[0].tokens, outputs[1].tokens)  # exchanges begin at nothing
+    assert same == (frozen == 2)
     assert not np.allclose(outputs[0].logits, outputs[1].logits)  # the head has its own
 
 

@@ -175,7 +175,7 @@ class Batch:
     branch: Array | None = None  # i32[b, l]: 0 for the text; of branch k of mention m: 1 + m + k *
     # mentions. None: every token sees every other
     packing: Packing | None = None  # None: a row for each text
-    states: Array | None = None  # [b, l, d]: of a still encoder (FusedModel.read), made before
+    states: Array | None = None  # [b, l, d]: of layers that stay (FusedModel.read)
 
 
 @flax.struct.dataclass

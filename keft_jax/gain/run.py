@@ -135,7 +135,7 @@ class GainRun:
             )
 
     def _remember(self, dataset: Dataset) -> Dataset:
-        """With the states of a still encoder, which are the same for every row and seed."""
+        """With the states after the layers that stay, the same for every row and seed."""
         if not can_remember(self.config, self.parts.model):
             return dataset
         if id(dataset) not in self._remembered:

@@ -256,20 +256,28 @@ class Exchange(nnx.Module):
         return shard(x_bld, "batch", "length", "embed"), nodes_bnw, edge_gates
 
 
+def _count_frozen(encoder: Encoder, config: Config) -> int:
+    leaves = nnx.to_flat_state(nnx.state(encoder))
+    paths = ["/".join(map(str, path)) for path, _ in leaves]
+    learns = [path for path in paths if config.optim.scale_of(f"encoder/{path}") > 0]
+    parts = ["embed/", *(f"blocks/{i}/" for i in range(config.encoder.layers))]
+    moving = [any(path.startswith(part) for path in learns) for part in parts]
+    return max((moving.index(True) if True in moving else len(parts)) - 1, 0)
+
+
 class FusedModel(nnx.Module):
     """Text and subgraph in, the task's logits out. Without fusion: plain BERT and the head."""
 
     def __init__(self, config: Config, sizes: Sizes):
         self.encoder = Encoder(config.encoder, sizes.vocab)
-        leaves = nnx.to_flat_state(nnx.state(self.encoder))
-        inside = ["/".join(map(str, ("encoder", *path))) for path, _ in leaves]
-        self.still = all(config.optim.scale_of(path) == 0 for path in inside)
-        """The encoder stays as it is. It has no dropout then: it says the same of a text in every
-        step."""
         depth = config.encoder.layers
         self.fused = config.fusion.kind != "none"
         at = sorted({i % depth for i in config.fusion.layers}) if self.fused else []
         self.at = tuple(at)
+        self.frozen = _count_frozen(self.encoder, config)
+        """Layers from the first one on that never learn, the embeddings too; without dropout."""
+        self.still = min([self.frozen, *(i + 1 for i in at)])
+        """Of these the ones before any exchange: they say the same of a text in every step."""
         self.compute = config.graph.compute
         if self.fused:
             self.nodes = NodeInput(config, sizes.rows, sizes.attributes)
@@ -307,10 +315,9 @@ class FusedModel(nnx.Module):
         if head == "triples":
             return self._reason(batch.targets[head])
         rows = Rows(batch)
-        drop = None if self.still else key
-        x_rsd, done = batch.states, self._first
+        x_rsd, done = batch.states, self.still
         if x_rsd is None:
-            x_rsd, done = self._embed(rows, batch, drop), 0
+            x_rsd, done = self._embed(rows, batch, None if self.frozen else key), 0
         word = use(self.encoder.embed.word)
         edges: Any = None
         nodes_bnw: Any = None
@@ -321,16 +328,17 @@ class FusedModel(nnx.Module):
             name_bnd = mean_names(batch.graph, word)
             nodes_bnw = self.nodes(batch.graph, name_bnd).astype(x_rsd.dtype)
         depth, states = self.encoder.config.layers, [rows.split(x_rsd)]
-        stops = range(1, depth + 1) if inner else sorted({*(i + 1 for i in self.at), depth})
-        for stop in stops:
-            x_rsd = self.encoder.run(x_rsd, rows.mask, drop, done, stop)
+        stops = {*(i + 1 for i in self.at), self.still, self.frozen, depth} - {0}
+        for stop in range(1, depth + 1) if inner else sorted(stops):
+            drop = key if stop > self.frozen else None
+            x_rsd = self.encoder.run(x_rsd, rows.mask, drop, done, max(stop, done))
             if stop - 1 in self.at:
                 exchange = self.exchanges[str(stop - 1)]
                 x_bld, nodes_bnw, gates = exchange(rows.split(x_rsd), nodes_bnw, edges, batch)
                 x_rsd = rows.join(x_bld)
                 edge_gates += gates
             states.append(rows.split(x_rsd))
-            done = stop
+            done = max(stop, done)
         x_bld = states[-1]
         linked: Any = None
         if self.linked is not None and "entities" in batch.targets:
@@ -357,21 +365,17 @@ class FusedModel(nnx.Module):
         taught = teach(self.triples, row_bnw, batch.mentions.node, self.temperature)
         return dataclasses.replace(out, taught=jax.lax.stop_gradient(taught))
 
-    @property
-    def _first(self) -> int:
-        """Layers before anything of the graph is read."""
-        return min(self.at, default=self.encoder.config.layers - 1) + 1
-
     def _embed(self, rows: Rows, batch: Batch, key: jax.Array | None) -> jax.Array:
         tokens, types = rows.join(batch.tokens), rows.join(batch.types)
         x_rsd = self.encoder.embed(tokens, types, fold(key, 1000), rows.position)
         return shard(x_rsd, "batch", "length", "embed")
 
     def read(self, batch: Batch) -> jax.Array:
-        """[b, l, d]: what stands before the first exchange; `states` of a batch takes its place."""
+        """[b, l, d]: after the layers that stay as they are; `states` of a batch takes its
+        place."""
         rows = Rows(batch)
         x_rsd = self._embed(rows, batch, None)
-        return rows.split(self.encoder.run(x_rsd, rows.mask, None, 0, self._first))
+        return rows.split(self.encoder.run(x_rsd, rows.mask, None, 0, self.still))
 
     def _reason(self, target: QueryTarget) -> TripleOutput:
         """Scores of queries whose entities are rows of the nodes' table."""

@@ -1,4 +1,4 @@
-"""What an encoder that stays as it is says of each text, made once and not in every step."""
+"""What layers that stay as they are say of each text, made once and not in every step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ MOST = 1 << 31
 
 
 def can_remember(config: Config, model: Model) -> bool:
-    """Whether every step reads the texts as they are, by the same encoder, for the task alone."""
+    """Whether every step reads the texts as they are, by the same first layers, for the task
+    alone."""
     objective, knowledge = config.objective, config.knowledge
     others = (
         objective.mlm.weight,
@@ -36,7 +37,7 @@ def can_remember(config: Config, model: Model) -> bool:
         objective.triples.weight,
     )
     return (
-        model.module.still
+        model.module.still > 0
         and bool(config.encoder.pretrained)  # else each seed has an encoder of its own
         and not any(others)
         and not config.gain.variants  # of other models, and other texts
