@@ -56,6 +56,7 @@ class Output:
     logits: jax.Array  # f32[b, c] of the task
     node_gate: jax.Array | None = None  # f32[b, n]
     edge_gates: list[jax.Array] = flax.struct.field(default_factory=list)  # f32[b, e] a layer
+    alone: tuple[tuple[jax.Array, jax.Array], ...] = ()  # models/heads.py
     related: jax.Array | None = None  # f32[b, m, n]: logits of which nodes a mention is related to
     taught: jax.Array | None = None  # f32[b, m, n]: the same of a jointly trained teacher
     entities: jax.Array | None = None  # f32[b, m, c]: models/entities.py
@@ -243,13 +244,13 @@ class Exchange(nnx.Module):
         self.graph = GraphBlock(config.graph, width, sizes.relations, dtype)
         self.gate = NodeGate(config.graph, width) if config.graph.gate else None
         self.fuse = FUSIONS[config.fusion.kind](config.encoder, config.graph)
+        self.apart = config.fusion.trains == "apart"
 
     def __call__(self, x_bld: jax.Array, nodes_bnw: jax.Array, edges: Edges, batch: Batch):
-        nodes_bnw, edge_gates = self.graph(nodes_bnw, x_bld[:, 0], edges)
+        query_bd = jax.lax.stop_gradient(x_bld[:, 0]) if self.apart else x_bld[:, 0]
+        nodes_bnw, edge_gates = self.graph(nodes_bnw, query_bd, edges)
         gate_bn = (
-            jnp.ones(nodes_bnw.shape[:2])
-            if self.gate is None
-            else self.gate(x_bld[:, 0], nodes_bnw)
+            jnp.ones(nodes_bnw.shape[:2]) if self.gate is None else self.gate(query_bd, nodes_bnw)
         )
         delta_bld, nodes_bnw = self.fuse(x_bld, nodes_bnw, gate_bn, batch)
         x_bld = x_bld + delta_bld
@@ -347,9 +348,14 @@ class FusedModel(nnx.Module):
             return Output(x_bld, linked, entities=linked)
         own: Any = self.head if head in ("", self.term) else self.mlm
         read = rows.end_to_end(x_rsd) if (head or self.term) == "mlm" else x_bld
-        logits, node_gate, gates = own(read, nodes_bnw, edges, batch, names, word, fold(key, 1001))
+        answer = own(read, nodes_bnw, edges, batch, names, word, fold(key, 1001))
         out = Output(
-            x_bld, logits.astype(jnp.float32), node_gate, edge_gates + gates, entities=linked
+            x_bld,
+            answer.logits.astype(jnp.float32),
+            answer.node_gate,
+            [*edge_gates, *answer.edge_gates],
+            alone=answer.alone,
+            entities=linked,
         )
         if inner:
             ways = states if self.to_teacher is None else [self.to_teacher(x) for x in states]

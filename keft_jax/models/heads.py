@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,16 @@ from keft_jax.models.layers import (
 from keft_jax.sharding import shard
 
 
+class Answer(NamedTuple):
+    """What a head makes of a batch."""
+
+    logits: jax.Array
+    node_gate: jax.Array | None = None  # f32[b, n]
+    edge_gates: tuple[jax.Array, ...] = ()  # f32[b, e] a layer of a graph network of its own
+    alone: tuple[tuple[jax.Array, jax.Array], ...] = ()  # logits of which `logits` are the sum,
+    # each to be trained by itself, and for which examples, bool[b]
+
+
 class ClassifyHead(nnx.Module):
     """BERT's pooler on [CLS], or the mean of all tokens; then a linear layer. Beside it one on what
     stands around the mentioned entities in the graph, which is nothing at first."""
@@ -37,7 +47,7 @@ class ClassifyHead(nnx.Module):
         reads = config.fusion.kind != "none" and config.task.kind != "choice"
         inner, label = ("graph", config.graph.width), ("label", sizes.labels)
         self.around = Linear(inner, label, kernel=zeros, bias=False) if reads else None
-        self.rate = config.encoder.dropout
+        self.rate, self.trains = config.encoder.dropout, config.fusion.trains
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         if self.pooler is None:
@@ -48,11 +58,11 @@ class ClassifyHead(nnx.Module):
             pooled = jnp.tanh(self.pooler(x_bld[:, 0].astype(jnp.float32)))
         logits = self.out(dropout(pooled, self.rate, key))
         if self.around is None:
-            return logits, None, []
+            return Answer(logits)
         # One set of nodes: those of all mentions.
         around_b1w, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"][:, None])
         delta = self.around(around_b1w[:, 0])
-        return add_silenced(logits, delta, there_b1, self.rate, key), None, []
+        return add_graph(logits, delta, there_b1, self.trains, self.rate, key)
 
 
 class TagHead(nnx.Module):
@@ -63,7 +73,7 @@ class TagHead(nnx.Module):
         self.rate = config.encoder.dropout
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
-        return self.out(dropout(x_bld.astype(jnp.float32), self.rate, key)), None, []
+        return Answer(self.out(dropout(x_bld.astype(jnp.float32), self.rate, key)))
 
 
 class SpanHead(nnx.Module):
@@ -78,7 +88,7 @@ class SpanHead(nnx.Module):
         length = x_bld.shape[1]
         offsets = batch.targets["span"].offsets[:, :length]
         open_bl = (offsets[..., 1] > offsets[..., 0]) | (jnp.arange(length) == 0)
-        return jnp.where(open_bl[:, None], logits_b2l, -1e9), None, []
+        return Answer(jnp.where(open_bl[:, None], logits_b2l, -1e9))
 
 
 class ChoiceHead(ClassifyHead):
@@ -90,9 +100,9 @@ class ChoiceHead(ClassifyHead):
         self.count = sizes.labels
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
-        score_b1, *rest = super().__call__(x_bld, nodes_bnw, edges, batch, names, word_vd, key)
+        score_b1 = super().__call__(x_bld, nodes_bnw, edges, batch, names, word_vd, key).logits
         logits = jnp.where(batch.targets["choice"].there, score_b1[:, 0], -1e9)
-        return logits.reshape(-1, self.count), *rest
+        return Answer(logits.reshape(-1, self.count))
 
 
 class AnchorHead(nnx.Module):
@@ -116,7 +126,7 @@ class AnchorHead(nnx.Module):
             kinds = count * 2 * sizes.relations
             self.context = Linear(("relation", kinds), label, kernel=zeros, bias=False)
             self.relations = 2 * sizes.relations
-        self.rate = config.encoder.dropout
+        self.rate, self.trains = config.encoder.dropout, config.fusion.trains
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         at_bk1 = batch.targets[self.term].position[..., None]
@@ -124,8 +134,10 @@ class AnchorHead(nnx.Module):
         text_be = marks_bkd.reshape(len(marks_bkd), -1)
         logits = self.out(dropout(text_be, self.rate, key))
         if not self.fused:
-            return logits, None, []
+            return Answer(logits)
         cls_bd = x_bld[:, 0].astype(jnp.float32)
+        if self.trains == "apart":
+            cls_bd = jax.lax.stop_gradient(cls_bd)
         # The node of a mention is that of the anchor that begins behind the mark.
         mentions = batch.mentions
         here_bkm = (mentions.start[:, None] == at_bk1 + 1) & (mentions.node >= 0)[:, None]
@@ -148,27 +160,35 @@ class AnchorHead(nnx.Module):
         kinds_be = kinds_bkr.reshape(len(kinds_bkr), -1)
         delta = delta + self.context(dropout(kinds_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
-        return add_silenced(logits, delta, there_b1, self.rate, key), gate_bn, []
+        answer = add_graph(logits, delta, there_b1, self.trains, self.rate, key)
+        return answer._replace(node_gate=gate_bn)
 
 
-def add_silenced(
+def add_graph(
     logits: jax.Array,
     delta: jax.Array,
     there_b1: jax.Array,
+    trains: Literal["together", "by_turns", "apart"],
     rate: float,
     key: jax.Array | None,
-) -> jax.Array:
-    """The text's logits and what the graph adds to them where it is there: f32[b, c].
+) -> Answer:
+    """The text's logits and what the graph adds to them where it is there, f32[b, c], trained as
+    fusion.trains says.
 
     With few labels either side fits them alone, and the other then learns nothing, or a graph that
     knows nothing is learned by heart. So in training one of the two is silent here for some
-    examples (Neverova et al. 2016, ModDrop), unless there is no dropout anyway. What the layers
-    below exchanged stays in the text's states."""
-    if key is not None and rate > 0:
+    examples (Neverova et al. 2016, ModDrop), unless there is no dropout anyway; or each answers
+    alone, and what they say is added up in inference. What the layers below exchanged stays in the
+    text's states."""
+    if key is not None and trains == "by_turns" and rate > 0:
         u_b1 = jax.random.uniform(jax.random.fold_in(key, 2), there_b1.shape)
         logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
         delta = jnp.where(u_b1 >= 1 - GRAPH_SILENT, 0, delta)
-    return logits + jnp.where(there_b1, delta, 0)
+    delta = jnp.where(there_b1, delta, 0)
+    if trains != "apart":
+        return Answer(logits + delta)
+    there_b = there_b1[:, 0]
+    return Answer(logits + delta, alone=((logits, jnp.ones_like(there_b)), (delta, there_b)))
 
 
 CONTEXT_DROPOUT = 0.5
@@ -216,7 +236,7 @@ class AnswerHead(nnx.Module):
         logits = jnp.where(names.count > 0, logits + use(self.prior)[names.row], -1e9)
         logits = shard(logits, "batch", None)
         if not self.fused:
-            return logits, None, []
+            return Answer(logits)
         nodes_bnw, edge_gates = self.graph(nodes_bnw, cls_bd, edges)
         nodes_bnw = nodes_bnw.astype(jnp.float32)
         hidden = self.node(nodes_bnw) * (1 + self.text(cls_bd)[:, None, :])
@@ -228,7 +248,7 @@ class AnswerHead(nnx.Module):
         trust_b1 = jnp.tanh(self.trust(cls_bd))
         delta = jnp.where(real_bn, gate_bn * score_bn - trust_b1 * by_name_bn, 0)
         add = jax.vmap(lambda row, i, d: row.at[i].add(d, mode="drop", unique_indices=False))
-        return add(logits, at, delta), gate_bn, edge_gates
+        return Answer(add(logits, at, delta), gate_bn, tuple(edge_gates))
 
 
 class MaskedLMHead(nnx.Module):
@@ -249,7 +269,7 @@ class MaskedLMHead(nnx.Module):
             "btd,vd->btv", x_btd, word_vd.astype(self.dtype), preferred_element_type="f4"
         )
         logits = jnp.where(jnp.arange(len(word_vd)) < self.pieces, logits + use(self.bias), -1e9)
-        return shard(logits, "batch", None, "vocab"), None, []
+        return Answer(shard(logits, "batch", None, "vocab"))
 
 
 def pooled_head(config: Config, sizes: Any) -> ClassifyHead | AnchorHead:

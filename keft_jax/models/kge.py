@@ -47,6 +47,7 @@ class TripleOutput:
     """What a model of triples gives where one of texts gives an `Output`."""
 
     logits: Scores
+    alone = ()
 
 
 class TripleScorer(nnx.Module):

@@ -73,12 +73,24 @@ def factor_of(config: ObjectiveConfig, name: str) -> Callable[[Frozen], jax.Arra
 
 
 def task_term(task: Task, weight: float, view: View | None = None) -> Term:
-    """view: of another than the task itself."""
+    """view: of another than the task itself. Logits that are to be trained by themselves have a
+    loss each."""
+
+    def loss(output: Output, frozen: Frozen, batch: Batch) -> jax.Array:
+        target: Any = batch.targets[task.term]
+        if not output.alone:
+            return task.loss(output.logits, target)
+        own = [
+            task.loss(logits, dataclasses.replace(target, weight=target.weight * there_b))
+            for logits, there_b in output.alone
+        ]
+        return sum(own[1:], start=own[0])
+
     return Term(
         name="task",
         weight=weight,
         view=view or task,
-        loss=lambda output, frozen, batch: task.loss(output.logits, batch.targets[task.term]),
+        loss=loss,
         total=task.total,
     )
 
