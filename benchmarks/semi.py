@@ -42,6 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
     parser.add_argument("--rates", nargs="+", type=float, default=(5e-4,))
     parser.add_argument("--steps", type=int, default=0, help="0: the recipe's")
+    parser.add_argument("--dtype", default="mixed", help="encoder.dtype")
     return parser.parse_args(argv)
 
 
@@ -53,7 +54,7 @@ def make_config(args: argparse.Namespace, mode: str) -> Any:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, source=args.source),
-        encoder=dataclasses.replace(config.encoder, pretrained=args.pretrained),
+        encoder=dataclasses.replace(config.encoder, pretrained=args.pretrained, dtype=args.dtype),
         optim=dataclasses.replace(config.optim, steps=steps),
         eval=dataclasses.replace(config.eval, every=min(config.eval.every, steps)),
     )
