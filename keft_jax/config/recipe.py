@@ -12,7 +12,7 @@ from keft_jax.config.whole import Config
 MODES = ("", "frozen", "scratch", "text")
 _TEXT = ("embed", "encoder")
 """Beginnings of the paths of the text encoder's parameters."""
-_GRAPH = ("nodes", "exchanges", "triples", "head/context", "head/around")
+_GRAPH = ("nodes", "exchanges", "triples", "head/node", "head/context", "head/around")
 """Of those that are there for the graph alone."""
 
 
