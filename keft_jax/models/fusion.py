@@ -252,9 +252,11 @@ class Exchange(nnx.Module):
         gate_bn = (
             jnp.ones(nodes_bnw.shape[:2]) if self.gate is None else self.gate(query_bd, nodes_bnw)
         )
-        delta_bld, nodes_bnw = self.fuse(x_bld, nodes_bnw, gate_bn, batch)
+        delta_bld, after_bnw = self.fuse(x_bld, nodes_bnw, gate_bn, batch)
+        if self.apart:  # what nodes take from the text does not teach it; computed once
+            _, after_bnw = self.fuse(jax.lax.stop_gradient(x_bld), nodes_bnw, gate_bn, batch)
         x_bld = x_bld + delta_bld
-        return shard(x_bld, "batch", "length", "embed"), nodes_bnw, edge_gates
+        return shard(x_bld, "batch", "length", "embed"), after_bnw, edge_gates
 
 
 def _count_frozen(encoder: Encoder, config: Config) -> int:
