@@ -8,7 +8,7 @@ import pytest
 import small_bert
 import tiny
 
-from keft_jax.config import EncoderConfig, GainConfig, GroupConfig, OptimConfig
+from keft_jax.config import EncoderConfig, GainConfig, GroupConfig, MlmConfig, OptimConfig
 from keft_jax.data.features import with_row
 from keft_jax.gain import run as gain_run
 from keft_jax.gain.run import GainRun
@@ -78,14 +78,37 @@ def test_frozen_layers_have_no_dropout(table):
     assert not np.allclose(outputs[0].logits, outputs[1].logits)  # the head has its own
 
 
+def test_texts_with_states_are_not_read_again(table):
+    parts, trainer = table.parts, table.trainer
+    params, names = trainer.fresh(0).model_params, trainer.frozen()["names"]
+    batch = table._remember(table.train).batch(16, np.array([0, 1, 2, 3, 20, 21, 22, 23]))
+
+    def say(**change):
+        given = trainer.put(dataclasses.replace(batch, **change))
+        return np.asarray(parts.model.apply(params, given, names).logits)
+
+    np.testing.assert_allclose(say(), say(states=None), rtol=1e-5)
+    np.testing.assert_array_equal(say(), say(tokens=np.ones_like(batch.tokens)))
+    assert not np.allclose(say(), say(states=batch.states[::-1]))
+
+
+def test_a_table_with_other_groups_has_a_model_of_its_own(table, tmp_path):
+    optim = dataclasses.replace(table.config.optim, groups=())
+    other = table.again(dataclasses.replace(table.config, optim=optim), tmp_path)
+    assert other.parts.model.module.frozen == 0 < table.parts.model.module.frozen
+    assert other._remember(other.train) is other.train
+
+
 @pytest.mark.parametrize(
     ("section", "change"),
     [
         ("optim", {"groups": ()}),
         ("optim", {"groups": (GroupConfig("embed/", 0.0), GroupConfig("encoder/", 0.1))}),
         ("encoder", {"pretrained": ""}),
-        ("knowledge", {"text": "triples"}),
+        ("knowledge", {"text": "verbalise"}),
         ("data", {"pack": 64}),
+        ("gain", {"variants": ("text",)}),
+        ("objective", {"mlm": MlmConfig(weight=0.1)}),
     ],
 )
 def test_what_changes_from_step_to_step_is_not_remembered(config, table, section, change):

@@ -32,7 +32,7 @@ from keft_jax.models.pretrained import start_digest
 from keft_jax.train.coverage import count_shared, fingerprint, refuse_selection_on_test
 from keft_jax.train.loop import Fit, NotFiniteError, Trainer, fit, make_plan
 from keft_jax.train.parts import build, digest
-from keft_jax.train.remember import can_remember, remember
+from keft_jax.train.remember import can_remember, make_reader, remember
 from keft_jax.train.run import identify, load_given
 from keft_jax.train.vectors import resolve
 
@@ -60,6 +60,7 @@ class GainRun:
             self._read["objective.distill.teacher"] = identify(*self.given.teacher)
         self.trainer = Trainer(self.parts, self.given)
         self._costs: dict[Any, float | None] = {}
+        self._reader = make_reader(self.trainer)
         self._remembered: dict[int, tuple[Dataset, Dataset]] = {}
         self._ready()
 
@@ -140,7 +141,8 @@ class GainRun:
             return dataset
         if id(dataset) not in self._remembered:
             params = self.trainer.fresh(self.config.seed).model_params
-            self._remembered[id(dataset)] = dataset, remember(self.trainer, params, dataset)
+            remembered = remember(self.trainer, self._reader, params, dataset)
+            self._remembered[id(dataset)] = dataset, remembered
         return self._remembered[id(dataset)][1]
 
     def step_time_ratio(self) -> float | None:
@@ -285,10 +287,11 @@ def refuse_config(config: Config) -> None:
 
 
 def _of_files(config: Config) -> tuple[Any, ...]:
-    """What files, graph, vocabulary, model and loss follow from, the selection split apart."""
+    """What files, graph, vocabulary, model and loss follow from, the selection split apart. The
+    groups of `optim` say which layers of a model have no dropout."""
     data = {**vars(config.data), "draw": 0, "select": bool(config.data.select)}
     rest = {k: v for k, v in vars(config).items() if k not in _APART}
-    return (*data.items(), *rest.items())
+    return (*data.items(), *rest.items(), config.optim.groups)
 
 
 _APART = ("name", "seed", "data", "optim", "eval", "checkpoint", "gain")

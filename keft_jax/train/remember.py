@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from keft_jax.config import Config
+from keft_jax.data.batch import Batch
 from keft_jax.data.features import Dataset
 from keft_jax.data.plan import eval_batches
 from keft_jax.models.functional import Model
@@ -48,25 +51,30 @@ def can_remember(config: Config, model: Model) -> bool:
     )
 
 
-def remember(trainer: Trainer[Parts], params: Any, dataset: Dataset) -> Dataset:
-    """The data set with the states of its texts, where `can_remember` and they are not too many;
-    host memory, of the encoder's dtype. params: any that the trainer starts from."""
-    parts, mesh = trainer.parts, trainer.mesh
-    config, model = parts.config, parts.model
-    if not can_remember(config, model):
-        return dataset
-    longest, out = config.data.buckets[-1], None
+Reader = Callable[[Any, Batch], jax.Array]
 
-    def read(params: Any, batch: Any) -> jax.Array:
+
+def make_reader(trainer: Trainer[Parts]) -> Reader:
+    """`read(params, batch)`: the states [b, l, d] after the layers that stay; compiled once for
+    each text length, whatever the data set."""
+    model, mesh = trainer.parts.model, trainer.mesh
+
+    def read(params: Any, batch: Batch) -> jax.Array:
         with on_mesh(mesh):
             return model.apply(params, batch, method="read")
 
-    step = jax.jit(read)
-    for length, units in eval_batches(dataset.lengths, trainer.eval_batch, config.data.buckets):
-        states = np.asarray(step(params, feed(dataset, length, units, mesh)))
+    return jax.jit(read)
+
+
+def remember(trainer: Trainer[Parts], read: Reader, params: Any, dataset: Dataset) -> Dataset:
+    """The data set with the states of its texts, where they are not too many; host memory, of the
+    encoder's dtype. params: any that the trainer starts from, where `can_remember`."""
+    data, out = trainer.parts.config.data, None
+    for length, units in eval_batches(dataset.lengths, trainer.eval_batch, data.buckets):
+        states = np.asarray(read(params, feed(dataset, length, units, trainer.mesh)))
         if out is None:
-            shape = (len(dataset.texts), longest, states.shape[-1])
-            size = int(np.prod(shape)) * states.itemsize
+            shape = (len(dataset.texts), data.buckets[-1], states.shape[-1])
+            size = math.prod(shape) * states.itemsize
             if size > MOST:
                 logger.info(
                     "%d texts: their states would take %d MiB; the encoder runs in each step",
