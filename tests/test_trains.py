@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from keft_jax.config import FusionConfig
+from keft_jax.config import FusionConfig, KeftError
 from keft_jax.data.features import with_row
+from keft_jax.models.heads import GRAPH_SILENT, TEXT_SILENT, add_graph
 from keft_jax.train.loop import Trainer
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.parts import build
@@ -49,3 +50,26 @@ def test_apart_the_text_learns_what_it_would_without_a_graph(tmp_path, kind, tra
     assert not np.allclose(loss, plain_loss)
     assert np.abs(true["head"]["around"]["kernel"]).max() > 1e-4
     assert not np.any(plain["head"]["around"]["kernel"])
+
+
+def test_by_turns_either_side_is_silent_in_training_alone():
+    logits, delta = jnp.full((4096, 1), 1.0), jnp.full((4096, 1), 10.0)
+    there = jnp.arange(4096)[:, None] % 2 == 0
+
+    def said(trains, rate, key):
+        return np.asarray(add_graph(logits, delta, there, trains, rate, key).logits)
+
+    both = np.where(there, 11.0, 1.0)
+    key = jax.random.key(0)
+    for given in (("by_turns", 0.1, None), ("by_turns", 0.0, key), ("together", 0.1, key)):
+        np.testing.assert_array_equal(said(*given), both)
+    drawn = said("by_turns", 0.1, key)
+    assert (drawn[1::2] == 1).all()  # without a graph the text is never silent
+    shares = [(drawn[::2] == value).mean() for value in (10, 1, 11)]
+    rest = 1 - TEXT_SILENT - GRAPH_SILENT
+    np.testing.assert_allclose(shares, [TEXT_SILENT, GRAPH_SILENT, rest], atol=0.04)
+
+
+def test_apart_is_for_heads_that_can_take_the_two_apart(tmp_path):
+    with pytest.raises(KeftError, match=r"fusion\.trains = 'apart': what kgqa reads"):
+        tiny.config(tmp_path, fusion=FusionConfig(layers=(0,), trains="apart"))

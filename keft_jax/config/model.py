@@ -96,11 +96,12 @@ class FusionConfig:
     layers: tuple[int, ...] = (0,)
     """Encoder layers followed by an exchange; -1 is the last."""
     trains: Literal["together", "by_turns", "apart"] = "by_turns"
-    """How a head that adds what it reads of the graph to what it reads of the text learns both.
-    together: on their sum. by_turns: the same, but a quarter of the texts by the graph alone and
-    half by the text alone (Neverova et al. 2016, ModDrop), where there is dropout. apart: each by a
-    loss of its own, so that the text learns what it would without a graph (but for what it reads of
-    it by the exchanges; a group of `optim` can keep these at nothing)."""
+    """How a head that adds what it reads of the graph to what it reads of the text learns both
+    (classification, relation and typing). together: on their sum. by_turns: the same, but a quarter
+    of the texts by the graph alone and half by the text alone (Neverova et al. 2016, ModDrop),
+    where there is dropout. apart: each by a loss of its own, so that the text learns what it would
+    without a graph (but for what it reads of it by the exchanges; a group of `optim` can keep these
+    at nothing)."""
 
     def __post_init__(self) -> None:
         check(

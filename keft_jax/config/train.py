@@ -16,7 +16,8 @@ class GroupConfig:
     match: str
     """A part of the parameter's path, for example `encoder`, `graph`, `gate` or `embed/word`."""
     scale: float = 1.0
-    """Factor on the learning rate. 0: frozen, with no optimizer state."""
+    """Factor on the learning rate. 0: frozen, with no optimizer state; the encoder's first layers,
+    with its embeddings, then have no dropout either."""
     from_step: int = 0
     """Steps before which it is not changed: a new head learns first what a trained encoder says."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from keft_jax.config.data import POOLED, DataConfig, KnowledgeConfig, TaskConfig
+from keft_jax.config.data import MARKED, POOLED, DataConfig, KnowledgeConfig, TaskConfig
 from keft_jax.config.errors import check
 from keft_jax.config.kge import KgeConfig
 from keft_jax.config.model import EncoderConfig, FusionConfig, GraphConfig
@@ -70,7 +70,12 @@ class Config:
             self.knowledge.vectors,
             "needs encoder.pretrained: only a trained text model gives vectors worth having",
         )
-
+        check(
+            self.fusion.trains != "apart" or self.task.kind in ("classification", *MARKED),
+            "fusion.trains",
+            self.fusion.trains,
+            f"what {self.task.kind} reads of text and graph is not taken apart; use together",
+        )
         self._check_knowledge()
         self._check_unlabelled()
         if self.data.pack:
