@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
     parser.add_argument("--rates", nargs="+", type=float, default=(5e-4,))
     parser.add_argument("--steps", type=int, default=0, help="0: the recipe's")
-    parser.add_argument("--dtype", default="mixed", help="encoder.dtype")
+    parser.add_argument("--dtype", default="float32", help="encoder.dtype")
     return parser.parse_args(argv)
 
 
