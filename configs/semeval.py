@@ -88,6 +88,12 @@ def get_config(arg: str = "500") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
+                # WordNet tells by what is above a noun, not by kinds of relations: the head reads
+                # the sum of those nodes' states.
+                GroupConfig("exchanges/", 0.0),
+                GroupConfig("head/node", 0.0),
+                GroupConfig("head/context", 0.0),
+                GroupConfig("head/around", 4.0),
             ),
         ),
         eval=EvalConfig(every=steps // 3, batch=64, metric="f1_named"),
