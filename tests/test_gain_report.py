@@ -12,6 +12,7 @@ from rich.console import Console
 
 from keft_jax.gain.cells import Cell, Split
 from keft_jax.gain.charts import nice_ticks
+from keft_jax.gain.console import span_of_gains
 from keft_jax.gain.network import MAX_NODES, draw_network, list_edges, measure
 from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.stats import summarise
@@ -169,6 +170,18 @@ def test_plot_is_a_png(made, tmp_path):
     _, cells, summary = made
     plot(summary, cells, tmp_path / "gain.png")
     assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_baseline_far_off_leaves_room_for_the_controls():
+    def gain(mean, half):
+        return {"mean": mean, "interval": [mean - half, mean + half]}
+
+    versus = {"majority": gain(0.7, 0.1), "none": gain(0.02, 0.01), "random": gain(-0.01, 0.01)}
+    left, right = span_of_gains(versus, ["none", "random"], 100)
+    assert left < -2 and 3 < right < 20
+    assert span_of_gains(versus, [], 100)[1] > 80  # no curves: nothing to tell them by
+    near = {**versus, "majority": gain(0.05, 0.01)}
+    assert span_of_gains(near, ["none", "random"], 100)[1] > 6
 
 
 def boxes_of(svg):

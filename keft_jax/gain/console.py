@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +98,24 @@ def plot(
     for axis, (name, part) in zip(axes, splits.items(), strict=False):
         axis.axvspan(-MARGIN * scale.factor, MARGIN * scale.factor, color="#eceff2", lw=0)
         axis.axvline(0, color="#56606b", lw=1)
+        left, right = span_of_gains(
+            part["versus"], [row for row in rows if row in curves], scale.factor
+        )
+        axis.set_xlim(left, right)
         for y, row in enumerate(reversed(rows)):
             if row not in part["versus"]:
                 continue
             gain, colour = part["versus"][row], colour_row(row)[0]
+            mean = gain["mean"] * scale.factor
+            if not left <= mean <= right:  # said at the edge
+                edge, side = (right, "right") if mean > right else (left, "left")
+                text = f"{mean:+.3g} →" if side == "right" else f"← {mean:+.3g}"
+                axis.text(edge, y, _plain(text), color=colour, ha=side, va="center", fontsize=9)
+                continue
             if gain["interval"] is not None:
                 edges = [edge * scale.factor for edge in gain["interval"]]
                 axis.plot(edges, [y, y], color=colour, lw=2.4, solid_capstyle="butt")
-            axis.plot(gain["mean"] * scale.factor, y, "o", color=colour, ms=6)
+            axis.plot(mean, y, "o", color=colour, ms=6)
         labels = [_plain(row) if axis is axes[0] else "" for row in reversed(rows)]
         axis.set_yticks(range(len(rows)), labels)
         axis.set_ylim(-0.6, len(rows) - 0.4)
@@ -129,6 +139,24 @@ def plot(
         figure.legend(handles, labels, loc="outside lower right", frameon=False, ncols=len(labels))
         _tidy(axis, "y")
     _save(figure, path_png)
+
+
+def span_of_gains(
+    versus: Mapping[str, Any], trained: Sequence[str], factor: float
+) -> tuple[float, float]:
+    """The part of the axis that the gains over rows of the same model take: a baseline far off
+    would leave no room to tell these apart. All of it where nothing is far off."""
+
+    def edges(rows: Iterable[str]) -> list[float]:
+        found = [versus[row] for row in rows if row in versus]
+        ends = [g["interval"] or (g["mean"], g["mean"]) for g in found]
+        return [0.0, *(edge * factor for pair in ends for edge in pair)]
+
+    near, every = edges(trained), edges(versus)
+    if trained and max(every) - min(every) > 3 * (max(near) - min(near)):
+        every = near
+    room = 0.12 * max(max(every) - min(every), 2 * MARGIN * factor)
+    return min(every) - room, max(every) + (3 * room if every is near else room)
 
 
 def plot_lines(
