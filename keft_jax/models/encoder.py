@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from keft_jax.config import EncoderConfig
+from keft_jax.config import EncoderConfig, OptimConfig
 from keft_jax.models.attend import FUSED, attention_kind
 from keft_jax.models.functional import normal, param, use
 from keft_jax.models.layers import (
@@ -138,6 +138,14 @@ class Encoder(nnx.Module):
         self.config = config
         self.embed = Embeddings(config, vocab)
         self.blocks = nnx.Dict({str(i): Block(config) for i in range(config.layers)})
+
+    def count_frozen(self, optim: OptimConfig) -> int:
+        """Layers from the first one on that never learn, where the embeddings do not either."""
+        paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(self))]
+        learns = [path for path in paths if optim.scale_of(f"encoder/{path}") > 0]
+        parts = ["embed/", *(f"blocks/{i}/" for i in range(self.config.layers))]
+        moving = [any(path.startswith(part) for path in learns) for part in parts]
+        return max((moving.index(True) if True in moving else len(parts)) - 1, 0)
 
     def run(
         self, x_bld: jax.Array, mask: jax.Array, key: jax.Array | None, start: int, stop: int

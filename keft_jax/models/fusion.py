@@ -29,7 +29,7 @@ from keft_jax.models.encoder import Encoder
 from keft_jax.models.entities import EntityHead
 from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
-from keft_jax.models.heads import HEADS
+from keft_jax.models.heads import HEADS, TERMS
 from keft_jax.models.kge import TripleOutput, TripleScorer, entity_width, score_queries
 from keft_jax.models.layers import LayerNorm, Linear, fold, gelu, glorot
 from keft_jax.models.mentions import MentionHead, from_first, teach
@@ -222,17 +222,6 @@ FUSIONS = {
     "cross_attention": CrossAttention,
     "interaction": Interaction,
 }
-TERMS = {
-    "classification": "label",
-    "kgqa": "answer",
-    "mlm": "mlm",
-    "relation": "relation",
-    "typing": "types",
-    "tagging": "tags",
-    "span": "span",
-    "choice": "choice",
-}
-"""The target of each kind of task, and so its head."""
 
 
 class Exchange(nnx.Module):
@@ -259,15 +248,6 @@ class Exchange(nnx.Module):
         return shard(x_bld, "batch", "length", "embed"), after_bnw, edge_gates
 
 
-def _count_frozen(encoder: Encoder, config: Config) -> int:
-    leaves = nnx.to_flat_state(nnx.state(encoder))
-    paths = ["/".join(map(str, path)) for path, _ in leaves]
-    learns = [path for path in paths if config.optim.scale_of(f"encoder/{path}") > 0]
-    parts = ["embed/", *(f"blocks/{i}/" for i in range(config.encoder.layers))]
-    moving = [any(path.startswith(part) for path in learns) for part in parts]
-    return max((moving.index(True) if True in moving else len(parts)) - 1, 0)
-
-
 class FusedModel(nnx.Module):
     """Text and subgraph in, the task's logits out. Without fusion: plain BERT and the head."""
 
@@ -277,7 +257,7 @@ class FusedModel(nnx.Module):
         self.fused = config.fusion.kind != "none"
         at = sorted({i % depth for i in config.fusion.layers}) if self.fused else []
         self.at = tuple(at)
-        self.frozen = _count_frozen(self.encoder, config)
+        self.frozen = self.encoder.count_frozen(config.optim)
         """Layers from the first one on that never learn, the embeddings too; without dropout."""
         self.still = min([self.frozen, *(i + 1 for i in at)])
         """Of these the ones before any exchange: they say the same of a text in every step."""
@@ -318,6 +298,7 @@ class FusedModel(nnx.Module):
         if head == "triples":
             return self._reason(batch.targets[head])
         rows = Rows(batch)
+        mask = rows.mask
         x_rsd, done = batch.states, self.still
         if x_rsd is None:
             x_rsd, done = self._embed(rows, batch, None if self.frozen else key), 0
@@ -334,7 +315,7 @@ class FusedModel(nnx.Module):
         stops = {*(i + 1 for i in self.at), self.still, self.frozen, depth} - {0}
         for stop in range(1, depth + 1) if inner else sorted(stops):
             drop = key if stop > self.frozen else None
-            x_rsd = self.encoder.run(x_rsd, rows.mask, drop, done, max(stop, done))
+            x_rsd = self.encoder.run(x_rsd, mask, drop, done, max(stop, done))
             if stop - 1 in self.at:
                 exchange = self.exchanges[str(stop - 1)]
                 x_bld, nodes_bnw, gates = exchange(rows.split(x_rsd), nodes_bnw, edges, batch)

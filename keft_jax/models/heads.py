@@ -277,6 +277,17 @@ def pooled_head(config: Config, sizes: Any) -> ClassifyHead | AnchorHead:
     return (AnchorHead if config.task.reads == "marks" else ClassifyHead)(config, sizes)
 
 
+TERMS = {
+    "classification": "label",
+    "kgqa": "answer",
+    "mlm": "mlm",
+    "relation": "relation",
+    "typing": "types",
+    "tagging": "tags",
+    "span": "span",
+    "choice": "choice",
+}
+"""The target of each kind of task, and so its head."""
 HEADS = {
     "label": pooled_head,
     "answer": AnswerHead,
