@@ -99,7 +99,9 @@ def on_data(config: Config, options: argparse.Namespace) -> Config:
             select=names[data.select],
             test=tuple(names[name] for name in data.test),
         )
-    encoder = dataclasses.replace(config.encoder, pretrained=options.pretrained)
+    encoder = dataclasses.replace(
+        config.encoder, pretrained=options.pretrained, dtype=options.dtype
+    )
     return dataclasses.replace(config, data=data, encoder=encoder)
 
 
@@ -211,6 +213,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--source", required=True, help="folder of raw data")
     parser.add_argument("--pretrained", required=True, help="folder of the encoder to start from")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dtype", default="float32", help="encoder.dtype")
     parser.add_argument("--minutes", type=float, default=20, help="CPU time of each pre-training")
     parser.add_argument("--labels", type=int, nargs="+", default=[80, 480])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
