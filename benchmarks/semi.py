@@ -27,7 +27,7 @@ import numpy as np
 from arms import read_cells
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES = ("labelled", "self-training", "consistency")
+MODES = ("labelled", "self-training", "consistency", "soft")
 SPLIT = "test"
 LAST = 10  # steps that are averaged over for what became of texts without labels
 

@@ -1,6 +1,6 @@
 """SST-2 from 100 labels, and the other 2,514 sentences of the pool without theirs.
 
-python train.py --config configs/semi.py:consistency --data.source=../shared/data \
+python train.py --config configs/semi.py:soft --data.source=../shared/data \
     --encoder.pretrained=../shared/models/all-MiniLM-L6-v2
 python benchmarks/semi.py --source=../shared/data --pretrained=../shared/models/all-MiniLM-L6-v2
 
@@ -35,7 +35,7 @@ OBJECTIVES = {
 }
 
 
-def get_config(arg: str = "consistency") -> Config:
+def get_config(arg: str = "soft") -> Config:
     base = load_config_file(f"{Path(__file__).with_name('sst2.py')}:100")
     unlabelled = 0 if arg == "labelled" else 24
     return dataclasses.replace(
@@ -45,9 +45,9 @@ def get_config(arg: str = "consistency") -> Config:
         objective=OBJECTIVES[arg],
         optim=dataclasses.replace(
             base.optim,
-            steps=80,
+            steps=200,
             unlabelled=unlabelled,
-            ema=0.95 if OBJECTIVES[arg].consistency.weight else 0.0,
+            ema=0.98 if OBJECTIVES[arg].consistency.weight else 0.0,
         ),
-        eval=dataclasses.replace(base.eval, every=20),
+        eval=dataclasses.replace(base.eval, every=100),
     )
