@@ -91,7 +91,12 @@ def plot(
     curves = read_curves(cells)
     panels = len(splits) + bool(curves)
     rows = [row for row in summary["rows"] if row != JUDGED]
-    figure = Figure(figsize=(4.2 * panels + 0.6, 1.5 + 0.36 * max(len(rows), 6)), dpi=160)
+    width = 4.2 * panels + 0.6
+    widest = max((0.8 + 0.09 * len(row) for row in curves), default=1.0)  # inches in the legend
+    abreast = max(min(int(width / widest), len(curves)), 1)
+    lines = -(-len(curves) // abreast)
+    height = 1.3 + 0.2 * lines + 0.36 * max(len(rows), 6)
+    figure = Figure(figsize=(width, height), dpi=160)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     figure.set_layout_engine("constrained")
@@ -136,7 +141,7 @@ def plot(
             _plain(f"{summary['metric']} on the selection split"), loc="left", fontsize=10
         )
         handles, labels = axis.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower right", frameon=False, ncols=len(labels))
+        figure.legend(handles, labels, loc="outside lower right", frameon=False, ncols=abreast)
         _tidy(axis, "y")
     _save(figure, path_png)
 
