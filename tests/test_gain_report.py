@@ -12,7 +12,7 @@ from rich.console import Console
 
 from keft_jax.gain.cells import Cell, Split
 from keft_jax.gain.charts import nice_ticks
-from keft_jax.gain.console import span_of_gains
+from keft_jax.gain.console import entries_abreast, span_of_gains
 from keft_jax.gain.network import MAX_NODES, draw_network, list_edges, measure
 from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.stats import summarise
@@ -170,6 +170,23 @@ def test_plot_is_a_png(made, tmp_path):
     _, cells, summary = made
     plot(summary, cells, tmp_path / "gain.png")
     assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_legend_is_no_wider_than_its_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    names = ["none", "true", *(f"true-corrupt-{share}" for share in (10, 30, 50, 70))]
+    assert entries_abreast(names[:2], 9) == 2
+    abreast = entries_abreast(names, 9)
+    assert 2 < abreast < len(names)
+    figure = Figure(figsize=(9, 3), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    lines = [Line2D([], []) for _ in names]
+    legend = figure.legend(lines, names, frameon=False, ncols=abreast)
+    canvas.draw()
+    assert legend.get_window_extent().width <= 900
 
 
 def test_a_baseline_far_off_leaves_room_for_the_controls():

@@ -92,8 +92,7 @@ def plot(
     panels = len(splits) + bool(curves)
     rows = [row for row in summary["rows"] if row != JUDGED]
     width = 4.2 * panels + 0.6
-    widest = max((0.8 + 0.09 * len(row) for row in curves), default=1.0)  # inches in the legend
-    abreast = max(min(int(width / widest), len(curves)), 1)
+    abreast = entries_abreast(list(curves), width)
     lines = -(-len(curves) // abreast)
     height = 1.3 + 0.2 * lines + 0.36 * max(len(rows), 6)
     figure = Figure(figsize=(width, height), dpi=160)
@@ -144,6 +143,12 @@ def plot(
         figure.legend(handles, labels, loc="outside lower right", frameon=False, ncols=abreast)
         _tidy(axis, "y")
     _save(figure, path_png)
+
+
+def entries_abreast(names: Sequence[str], inches: float) -> int:
+    """How many entries of a legend stand side by side in that width."""
+    widest = max((0.8 + 0.09 * len(name) for name in names), default=1.0)
+    return max(min(int(inches / widest), len(names)), 1)
 
 
 def span_of_gains(
