@@ -43,6 +43,8 @@ def get_config(arg: str = "soft") -> Config:
         name=f"semi-{arg}",
         data=dataclasses.replace(base.data, unlabelled="rest" if unlabelled else ""),
         objective=OBJECTIVES[arg],
+        # What a text without labels is to agree with is the sum of both.
+        fusion=dataclasses.replace(base.fusion, trains="by_turns"),
         optim=dataclasses.replace(
             base.optim,
             steps=200,

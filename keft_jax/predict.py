@@ -50,7 +50,8 @@ class Predictor:
             return self._ready[key]
         if kg is None:
             evaluator = Evaluator(self._own)
-            guess = evaluator.compile(evaluator.parts.task.guess)
+            task = evaluator.parts.task
+            guess = evaluator.compile(lambda output, target: task.guess(output.logits, target))
         else:
             evaluator, guess = self._on(None)
             evaluator = evaluator.over(self._own.with_kg(kg))

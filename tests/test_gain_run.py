@@ -13,6 +13,7 @@ from keft_jax.gain import run as gain_run
 from keft_jax.gain.cells import Cell, load_table
 from keft_jax.gain.draw import draw_examples
 from keft_jax.gain.finish import merge_tables
+from keft_jax.gain.rows import DEFINITION
 from keft_jax.gain.run import run_gain
 from keft_jax.gain.splits import audit_splits, given
 from keft_jax.train.loop import NotFiniteError
@@ -205,7 +206,7 @@ def test_another_tokenizer_is_refused(config, tmp_path):
         claim("where is it")
     # One whose rows meant something else does not.
     (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": 1}))
-    with pytest.raises(KeftError, match="rows = 1, this one has 2"):
+    with pytest.raises(KeftError, match=f"rows = 1, this one has {DEFINITION}"):
         claim("where is it")
 
 

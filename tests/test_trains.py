@@ -57,7 +57,7 @@ def test_by_turns_either_side_is_silent_in_training_alone():
     there = jnp.arange(4096)[:, None] % 2 == 0
 
     def said(trains, rate, key):
-        return np.asarray(add_graph(logits, delta, there, trains, rate, key).logits)
+        return np.asarray(add_graph(logits, delta, there, None, trains, rate, key).logits)
 
     both = np.where(there, 11.0, 1.0)
     key = jax.random.key(0)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from keft_jax.config import Config
 from keft_jax.data.batch import Batch, Names, node_mask, own_mask
-from keft_jax.models.functional import normal, param, use, zeros
+from keft_jax.models.functional import normal, ones, param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
 from keft_jax.models.layers import (
     LayerNorm,
@@ -48,6 +48,7 @@ class ClassifyHead(nnx.Module):
         inner, label = ("graph", config.graph.width), ("label", sizes.labels)
         self.around = Linear(inner, label, kernel=zeros, bias=False) if reads else None
         self.rate, self.trains = config.encoder.dropout, config.fusion.trains
+        self.graph_scale = graph_scale() if reads and self.trains == "apart" else None
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         if self.pooler is None:
@@ -62,7 +63,7 @@ class ClassifyHead(nnx.Module):
         # One set of nodes: those of all mentions.
         around_b1w, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"][:, None])
         delta = self.around(around_b1w[:, 0])
-        return add_graph(logits, delta, there_b1, self.trains, self.rate, key)
+        return add_graph(logits, delta, there_b1, self.graph_scale, self.trains, self.rate, key)
 
 
 class TagHead(nnx.Module):
@@ -127,6 +128,7 @@ class AnchorHead(nnx.Module):
             self.context = Linear(("relation", kinds), label, kernel=zeros, bias=False)
             self.relations = 2 * sizes.relations
         self.rate, self.trains = config.encoder.dropout, config.fusion.trains
+        self.graph_scale = graph_scale() if self.fused and self.trains == "apart" else None
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         at_bk1 = batch.targets[self.term].position[..., None]
@@ -160,14 +162,22 @@ class AnchorHead(nnx.Module):
         kinds_be = kinds_bkr.reshape(len(kinds_bkr), -1)
         delta = delta + self.context(dropout(kinds_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
-        answer = add_graph(logits, delta, there_b1, self.trains, self.rate, key)
+        answer = add_graph(logits, delta, there_b1, self.graph_scale, self.trains, self.rate, key)
         return answer._replace(node_gate=gate_bn)
+
+
+def graph_scale() -> Any:
+    """What the graph's logits are multiplied by where text and graph are trained apart, f32[1]: set
+    on the selection split (train/weigh.py), no gradient goes into it. Not decayed: it ends in
+    `scale` (train/optim.py)."""
+    return param((1,), ("one",), ones)
 
 
 def add_graph(
     logits: jax.Array,
     delta: jax.Array,
     there_b1: jax.Array,
+    scale: Any,
     trains: Literal["together", "by_turns", "apart"],
     rate: float,
     key: jax.Array | None,
@@ -178,8 +188,8 @@ def add_graph(
     With few labels either side fits them alone, and the other then learns nothing, or a graph that
     knows nothing is learned by heart. So in training one of the two is silent here for some
     examples (Neverova et al. 2016, ModDrop), unless there is no dropout anyway; or each answers
-    alone, and what they say is added up in inference. What the layers below exchanged stays in the
-    text's states."""
+    alone, and in inference what the graph says counts `scale` times. What the layers below
+    exchanged stays in the text's states."""
     if key is not None and trains == "by_turns" and rate > 0:
         u_b1 = jax.random.uniform(jax.random.fold_in(key, 2), there_b1.shape)
         logits = jnp.where(there_b1 & (u_b1 < TEXT_SILENT), 0, logits)
@@ -188,7 +198,8 @@ def add_graph(
     if trains != "apart":
         return Answer(logits + delta)
     there_b = there_b1[:, 0]
-    return Answer(logits + delta, alone=((logits, jnp.ones_like(there_b)), (delta, there_b)))
+    both = logits + jax.lax.stop_gradient(use(scale)) * delta
+    return Answer(both, alone=((logits, jnp.ones_like(there_b)), (delta, there_b)))
 
 
 CONTEXT_DROPOUT = 0.5

@@ -15,6 +15,7 @@ from keft_jax.data.features import Dataset
 from keft_jax.data.plan import eval_batches
 from keft_jax.data.source import Example
 from keft_jax.data.vocabulary import round_up
+from keft_jax.models.fusion import Output
 from keft_jax.sharding import batch_sharding, make_mesh, place
 from keft_jax.train.feed import feed
 from keft_jax.train.parts import Parts
@@ -22,7 +23,7 @@ from keft_jax.train.resident import reside, succeed
 from keft_jax.train.step import compile_eval_step, make_eval_step
 from keft_jax.train.watchdog import beat
 
-Read = Callable[[Any, Any], dict[str, jax.Array]]
+Read = Callable[[Output, Any], dict[str, jax.Array]]
 Step = Callable[[Any, Any, Batch], dict[str, jax.Array]]
 
 
@@ -41,7 +42,7 @@ class Evaluator:
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.batch = round_up(config.eval.batch, ways)
         self.names = parts.frozen(self.mesh)["names"]
-        self._score = self.compile(parts.task.score)
+        self._score = self.compile(None)
 
     def over(self, parts: Parts) -> Evaluator:
         """The same compiled steps over the graph of `parts`, made by `with_kg` of these: its arrays
@@ -51,8 +52,8 @@ class Evaluator:
         other.parts, other.names = parts, parts.frozen(self.mesh)["names"]
         return other
 
-    def compile(self, read: Read) -> Step:
-        """The step that makes `read(logits, target)` of a batch."""
+    def compile(self, read: Read | None) -> Step:
+        """The step that makes `read(output, target)` of a batch; None: the task's score."""
         return compile_eval_step(make_eval_step(self.parts.model, self.parts.task, read), self.mesh)
 
     def put(self, batch: Batch) -> Batch:

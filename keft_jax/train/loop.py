@@ -40,6 +40,7 @@ from keft_jax.train.start import complete
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
+from keft_jax.train.weigh import PATH, Weigher
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,18 @@ class Trainer(Generic[P]):
     def _evaluator(self) -> Evaluator | Ranker:
         parts: Any = self.parts
         return Evaluator(parts) if isinstance(parts, Parts) else make_ranker(parts, self.mesh)
+
+    @cached_property
+    def _weigher(self) -> Weigher | None:
+        evaluator = self._evaluator
+        if isinstance(evaluator, Evaluator) and PATH in flat(self.parts.model.abstract()):
+            return Weigher(evaluator)
+        return None
+
+    def weigh(self, params: Tree, select: Any) -> Tree:
+        """The parameters as they are to be judged on a selection split: with the weight of the
+        graph's answer that fits it (train/weigh.py), where it has one. Raises NotFiniteError."""
+        return self._weigher(params, select) if self._weigher else params
 
     @property
     def eval_batch(self) -> int:
@@ -273,7 +286,8 @@ def fit(
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
             try:
-                rows = trainer.evaluate(judged(state), select)
+                params = trainer.weigh(judged(state), select)
+                rows = trainer.evaluate(params, select)
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"step {done}: {error}. Checkpoints stay as they were"
@@ -287,9 +301,9 @@ def fit(
             if progress.best is None or value > progress.best:
                 progress.best, progress.best_step, progress.stale = value, done, 0
                 if hooks.save_best is not None:
-                    hooks.save_best(done, judged(state))
+                    hooks.save_best(done, params)
                 else:
-                    best_params = jax.tree.map(lambda x: x.copy(), judged(state))
+                    best_params = jax.tree.map(lambda x: x.copy(), params)
             else:
                 progress.stale += 1
             mark = (done, time.perf_counter())

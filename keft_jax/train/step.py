@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from keft_jax.config import OptimConfig
 from keft_jax.data.batch import Batch
 from keft_jax.models.functional import Model
+from keft_jax.models.fusion import Output
 from keft_jax.models.sample import surround
 from keft_jax.sharding import MESH_AXES, batch_sharding, on_mesh, replicated
 from keft_jax.tasks.task import Task
@@ -181,17 +182,17 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Model, task: Task, read: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+    model: Model, task: Task, read: Callable[[Output, Any], dict[str, jax.Array]] | None = None
 ) -> Callable[[Any, Frozen, Batch], dict[str, jax.Array]]:
     """Rows with an `example` id; padding has id -1 and is for the caller to drop. read: what is
-    made of logits and target; None: the task's score."""
+    made of the model's output and the target; None: the task's score."""
 
     def eval_step(params: Any, frozen: Frozen, batch: Batch) -> dict[str, jax.Array]:
         batch, frozen = surround(batch, frozen)
         batch = task.prepare(batch, None, frozen)
         output = model.apply(params, batch, frozen["names"], head=task.term)
         target = batch.targets[task.term]
-        rows = (read or task.score)(output.logits, target)
+        rows = read(output, target) if read else task.score(output.logits, target)
         batch = dataclasses.replace(batch, example=batch.example[:: task.each])
         probability = jax.nn.softmax(output.logits).max(-1)
         # [b] or [b, t] predictions, of one row or of several

@@ -1,0 +1,73 @@
+"""How much the graph's answer counts beside the text's where each has learned alone
+(`fusion.trains=apart`): fitted on the selection split, as in stacking (Wolpert 1992).
+
+Both are sure of what they have seen in training, so their sum would trust the graph as much where
+its facts tell nothing of the labels as where they tell all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keft_jax.data.batch import LabelTarget
+from keft_jax.distributed import exchange
+from keft_jax.models.functional import Tree
+from keft_jax.models.fusion import Output
+from keft_jax.tasks.task import Task
+from keft_jax.train.evaluator import Evaluator
+from keft_jax.train.rows import put_at
+
+PATH = "head/graph_scale"
+SCALES = np.linspace(0.0, 1.5, 31, dtype=np.float32)
+TEMPERATURES = np.geomspace(0.5, 10.0, 13, dtype=np.float32)
+USUAL, DEVIATION = 0.7, 0.3
+"""Of the scale, before anything is seen: a prior that a hundred examples outweigh."""
+
+
+class Weigher:
+    """Sets the scale of a model whose head reads text and graph apart."""
+
+    def __init__(self, evaluator: Evaluator):
+        self._evaluator, self._task = evaluator, evaluator.parts.task
+        self._step = evaluator.compile(read_apart)
+
+    def __call__(self, params: Tree, select: Any) -> Tree:
+        """The parameters with the scale that fits this split best. Raises NotFiniteError."""
+        rows = self._evaluator.rows(self._step, params, select)
+        scale = fit_scale(self._task, rows["text"], rows["graph"], rows["label"], rows["weight"])
+        # What the first process finds, for all.
+        scale = float(exchange(repr(scale))[0])
+        old = params["head"]["graph_scale"]
+        new = jax.device_put(jnp.full(old.shape, scale, old.dtype), old.sharding)
+        return put_at(params, {PATH: new})
+
+
+def read_apart(output: Output, target: Any) -> dict[str, jax.Array]:
+    (text, _), (graph, _) = output.alone
+    return {"text": text, "graph": graph, "label": target.label, "weight": target.weight}
+
+
+def fit_scale(
+    task: Task, text: np.ndarray, graph: np.ndarray, label: np.ndarray, weight: np.ndarray
+) -> float:
+    """The scale of `graph` f32[n, c] at which `text + scale * graph`, at the temperature that suits
+    it best, has the smallest loss, a normal prior on the scale added. label, weight: the target's,
+    [n, ...] and f32[n]. Where no label or no graph is there: the prior's."""
+    target: Any = LabelTarget(label=jnp.asarray(label), weight=jnp.asarray(weight))
+
+    @jax.jit
+    def losses(pairs_p2: jax.Array, text: jax.Array, graph: jax.Array, target: Any) -> jax.Array:
+        def one(pair: jax.Array) -> jax.Array:
+            scale, temperature = pair
+            return task.loss((text + scale * graph) / temperature, target)
+
+        return jax.lax.map(one, pairs_p2)
+
+    pairs = np.stack(np.meshgrid(SCALES, TEMPERATURES, indexing="ij"), -1)
+    found = np.asarray(losses(pairs.reshape(-1, 2), text, graph, target), np.float64)
+    best = found.reshape(pairs.shape[:2]).min(1)
+    return float(SCALES[np.argmin(best + ((SCALES - USUAL) / DEVIATION) ** 2 / 2)])
