@@ -93,7 +93,10 @@ def get_config(arg: str = "knowledge") -> Config:
         eval=EvalConfig(every=max(steps // 2, 1), batch=64),
     )
     if mode == "knowledge":
-        return config
+        # A row of an entity is met a few dozen times: at the common rate it hardly moves, and the
+        # loss of the facts stays at chance.
+        groups = (*config.optim.groups, GroupConfig("nodes/rows", 100.0))
+        return dataclasses.replace(config, optim=dataclasses.replace(config.optim, groups=groups))
     mask = MlmConfig(mask="word") if mode == "wikitext" else config.objective.mlm
     return dataclasses.replace(
         config,

@@ -81,7 +81,7 @@ def apart(folder):
 
 def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     config = apart(tmp_path / "data")
-    train(config, tmp_path / "run", quiet=True)
+    summary = train(config, tmp_path / "run", quiet=True)
     predictor = load(tmp_path / "run")
     parts, params = load_run(tmp_path / "run", predictor._on(None)[0].mesh)
     evaluator = predictor._on(None)[0]
@@ -91,6 +91,7 @@ def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], rows["weight"])
     assert float(params["head"]["graph_scale"][0]) == pytest.approx(scale)
     assert np.abs(rows["graph"]).max() > 0
+    assert summary["graph_scale"] == pytest.approx(scale)
 
 
 def test_nothing_is_trained_into_the_scale(tmp_path):

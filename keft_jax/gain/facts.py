@@ -125,7 +125,7 @@ def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
 
 
 def show_cost(cells: Sequence[Cell], rows: Sequence[str]) -> str:
-    keys = ("steps", "best_step", "learning_rate", "seconds", "compilations")
+    keys = ("steps", "best_step", "learning_rate", "graph_scale", "seconds", "compilations")
     shown = [k for k in keys if any(k in c.info for c in cells)]
     if not shown:
         return ""

@@ -35,6 +35,7 @@ from keft_jax.train.parts import build, digest
 from keft_jax.train.remember import can_remember, make_reader, remember
 from keft_jax.train.run import identify, load_given
 from keft_jax.train.vectors import resolve
+from keft_jax.train.weigh import scale_of
 
 
 class GainRun:
@@ -240,6 +241,7 @@ class GainRun:
         info = {
             "steps": int(chosen.state.step),
             "best_step": chosen.progress.best_step,
+            **scale_of(chosen.best_params),
             "select": score,
             "learning_rate": rate,
             "trials": trials,

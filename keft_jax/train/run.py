@@ -58,6 +58,7 @@ from keft_jax.train.state import State
 from keft_jax.train.triple_parts import TripleParts, load_triples, vectors_of
 from keft_jax.train.vectors import is_run, resolve
 from keft_jax.train.watchdog import watch
+from keft_jax.train.weigh import scale_of
 from keft_jax.train.workdir import (
     claim,
     refuse_other_inputs,
@@ -172,6 +173,7 @@ def _train(config: Config, folder: Path, quiet: bool, stopping: Callable[[], boo
             "select": result.progress.best,
             "steps": int(result.state.step),
             "best_step": step,
+            **scale_of(params),
             "curve": result.progress.curve,
             "coverage": covers,
             **({"relations": slices} if slices else {}),

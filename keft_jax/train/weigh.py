@@ -17,9 +17,11 @@ from keft_jax.data.batch import LabelTarget
 from keft_jax.distributed import exchange
 from keft_jax.models.functional import Tree
 from keft_jax.models.fusion import Output
+from keft_jax.models.pretrained import flat
+from keft_jax.sharding import fetch, place
 from keft_jax.tasks.task import Task
 from keft_jax.train.evaluator import Evaluator
-from keft_jax.train.rows import put_at
+from keft_jax.train.rows import at, put_at
 
 PATH = "head/graph_scale"
 SCALES = np.linspace(0.0, 1.5, 31, dtype=np.float32)
@@ -41,9 +43,15 @@ class Weigher:
         scale = fit_scale(self._task, rows["text"], rows["graph"], rows["label"], rows["weight"])
         # What the first process finds, for all.
         scale = float(exchange(repr(scale))[0])
-        old = params["head"]["graph_scale"]
-        new = jax.device_put(jnp.full(old.shape, scale, old.dtype), old.sharding)
-        return put_at(params, {PATH: new})
+        old = at(params, PATH)
+        new = np.full(old.shape, scale, old.dtype)
+        return put_at(params, {PATH: place(new, old.sharding)})
+
+
+def scale_of(params: Tree) -> dict[str, float]:
+    """{"graph_scale": that of these parameters}, to be reported; empty where they have none."""
+    there = PATH in flat(params)
+    return {"graph_scale": float(fetch(at(params, PATH))[0])} if there else {}
 
 
 def read_apart(output: Output, target: Any) -> dict[str, jax.Array]:
