@@ -59,7 +59,9 @@ def get_config(arg: str = "300") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
-        fusion=FusionConfig(kind="cross_attention", layers=(-1,)),
+        # Test entities are others: as in configs/fewrel.py, the facts reach the types by the kinds of
+        # relations around the mention alone.
+        fusion=FusionConfig(kind="cross_attention", layers=(-1,), trains="apart"),
         optim=OptimConfig(
             steps=steps,
             batch=16,
@@ -68,6 +70,10 @@ def get_config(arg: str = "300") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
+                GroupConfig("exchanges/", 0.0),
+                GroupConfig("head/node", 0.0),
+                GroupConfig("head/around", 0.0),
+                GroupConfig("head/context", 8.0),
             ),
         ),
         eval=EvalConfig(every=steps // 3, batch=64),

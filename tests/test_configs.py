@@ -99,7 +99,7 @@ def trace(config: Config) -> None:
         ready = parts.ready(examples)
         assert ready.linked.any()
         batch = evaluator.put(ready.batch(length, np.arange(min(4, len(ready.owner)))))
-    step = evaluator.compile(None)
+    step = evaluator.compile()
     rows = jax.eval_shape(step, state.params, {"names": evaluator.names}, batch)
     assert rows["example"].shape == batch.length.shape[:1] or parts.task.each > 1
 

@@ -32,10 +32,10 @@ def made(examples: int, *, knows: float, seed: int = 0):
 
 
 @pytest.mark.parametrize("knows", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("sure", [1.0, 4.0])
+@pytest.mark.parametrize("sure", [0.1, 1.0, 4.0])
 def test_a_large_split_finds_what_the_graph_is_worth(knows, sure):
     text, graph, label, weight = made(4000, knows=knows)
-    # Both surer than they should be: it is the ratio that decides.
+    # Both more or less sure than they should be: it is the ratio that decides.
     assert fit_scale(TASK, sure * text, sure * graph, label, weight) == pytest.approx(
         knows, abs=0.1
     )
@@ -45,10 +45,6 @@ def test_a_small_split_stays_near_the_usual():
     found = [fit_scale(TASK, *made(4, knows=0.0, seed=seed)) for seed in range(8)]
     assert fit_scale(TASK, *made(1000, knows=0.0)) == 0
     assert np.mean(found) > USUAL - DEVIATION
-    nearest = pytest.approx(USUAL, abs=float(SCALES[1]) / 2 + 1e-6)
-    text, graph, label, weight = made(50, knows=1.0)
-    assert fit_scale(TASK, text, 0 * graph, label, weight) == nearest
-    assert fit_scale(TASK, text, graph, label, 0 * weight) == nearest
 
 
 def test_padding_changes_nothing():

@@ -166,10 +166,13 @@ class AnchorHead(nnx.Module):
         return answer._replace(node_gate=gate_bn)
 
 
+GRAPH_SCALE = "head/graph_scale"
+
+
 def graph_scale() -> Any:
-    """What the graph's logits are multiplied by where text and graph are trained apart, f32[1]: set
-    on the selection split (train/weigh.py), no gradient goes into it. Not decayed: it ends in
-    `scale` (train/optim.py)."""
+    """What the graph's logits are multiplied by where text and graph are trained apart, f32[1]. In
+    training it is 1: no gradient goes into it, and since its path ends in `scale` it is not decayed
+    (train/optim.py). What is judged and kept has the one that train/weigh.py sets."""
     return param((1,), ("one",), ones)
 
 
@@ -177,7 +180,7 @@ def add_graph(
     logits: jax.Array,
     delta: jax.Array,
     there_b1: jax.Array,
-    scale: Any,
+    scale: Any,  # graph_scale(), for `apart`; else None
     trains: Literal["together", "by_turns", "apart"],
     rate: float,
     key: jax.Array | None,

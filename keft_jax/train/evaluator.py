@@ -42,7 +42,7 @@ class Evaluator:
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.batch = round_up(config.eval.batch, ways)
         self.names = parts.frozen(self.mesh)["names"]
-        self._score = self.compile(None)
+        self._score = self.compile()
 
     def over(self, parts: Parts) -> Evaluator:
         """The same compiled steps over the graph of `parts`, made by `with_kg` of these: its arrays
@@ -52,7 +52,7 @@ class Evaluator:
         other.parts, other.names = parts, parts.frozen(self.mesh)["names"]
         return other
 
-    def compile(self, read: Read | None) -> Step:
+    def compile(self, read: Read | None = None) -> Step:
         """The step that makes `read(output, target)` of a batch; None: the task's score."""
         return compile_eval_step(make_eval_step(self.parts.model, self.parts.task, read), self.mesh)
 

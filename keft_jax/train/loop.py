@@ -23,6 +23,7 @@ from keft_jax.data.prefetch import prefetch
 from keft_jax.data.unlabelled import Mixed
 from keft_jax.distributed import Stop, exchange
 from keft_jax.models.functional import Tree
+from keft_jax.models.heads import GRAPH_SCALE
 from keft_jax.models.pretrained import flat, load_weights, locate, overlay
 from keft_jax.sharding import batch_sharding, make_mesh, place, replicated
 from keft_jax.tasks.kinds import KINDS
@@ -40,7 +41,7 @@ from keft_jax.train.start import complete
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
-from keft_jax.train.weigh import PATH, Weigher
+from keft_jax.train.weigh import Weigher, scale_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +96,13 @@ class Trainer(Generic[P]):
 
     @cached_property
     def _weigher(self) -> Weigher | None:
-        evaluator = self._evaluator
-        if isinstance(evaluator, Evaluator) and PATH in flat(self.parts.model.abstract()):
-            return Weigher(evaluator)
-        return None
+        evaluator, objective = self._evaluator, self.parts.config.objective
+        if not isinstance(evaluator, Evaluator):
+            return None
+        # These terms train the sum, as it is.
+        summed = objective.distill.active or objective.consistency.weight > 0
+        there = GRAPH_SCALE in flat(self.parts.model.abstract())
+        return Weigher(evaluator) if there and not summed else None
 
     def weigh(self, params: Tree, select: Any) -> Tree:
         """The parameters as they are to be judged on a selection split: with the weight of the
@@ -296,6 +300,7 @@ def fit(
             # What the first process finds: a last digit that differed would part them for good.
             value = float(exchange(repr(float(pick(scores, metric))))[0])
             main = {name: v for name, v in scores.items() if "/" not in name}
+            main |= scale_of(params)
             hooks.log(done, {f"select/{name}": v for name, v in main.items()})
             progress.curve.append({"step": done, "select": value})
             if progress.best is None or value > progress.best:

@@ -7,25 +7,25 @@ its facts tell nothing of the labels as where they tell all.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from keft_jax.data.batch import LabelTarget
 from keft_jax.distributed import exchange
 from keft_jax.models.functional import Tree
 from keft_jax.models.fusion import Output
+from keft_jax.models.heads import GRAPH_SCALE
 from keft_jax.models.pretrained import flat
 from keft_jax.sharding import fetch, place
 from keft_jax.tasks.task import Task
 from keft_jax.train.evaluator import Evaluator
 from keft_jax.train.rows import at, put_at
 
-PATH = "head/graph_scale"
-SCALES = np.linspace(0.0, 1.5, 31, dtype=np.float32)
-TEMPERATURES = np.geomspace(0.5, 10.0, 13, dtype=np.float32)
+SCALES = np.linspace(0.0, 2.0, 41, dtype=np.float32)
+TEMPERATURES = np.geomspace(0.05, 20.0, 25, dtype=np.float32)
 USUAL, DEVIATION = 0.7, 0.3
 """Of the scale, before anything is seen: a prior that a hundred examples outweigh."""
 
@@ -38,25 +38,32 @@ class Weigher:
         self._step = evaluator.compile(read_apart)
 
     def __call__(self, params: Tree, select: Any) -> Tree:
-        """The parameters with the scale that fits this split best. Raises NotFiniteError."""
+        """The parameters with the scale that fits this split best; as they are where the graph says
+        nothing of it. Raises NotFiniteError."""
         rows = self._evaluator.rows(self._step, params, select)
+        if not rows["weight"].any():
+            return params
         scale = fit_scale(self._task, rows["text"], rows["graph"], rows["label"], rows["weight"])
         # What the first process finds, for all.
         scale = float(exchange(repr(scale))[0])
-        old = at(params, PATH)
+        old = at(params, GRAPH_SCALE)
         new = np.full(old.shape, scale, old.dtype)
-        return put_at(params, {PATH: place(new, old.sharding)})
+        return put_at(params, {GRAPH_SCALE: place(new, old.sharding)})
 
 
 def scale_of(params: Tree) -> dict[str, float]:
-    """{"graph_scale": that of these parameters}, to be reported; empty where they have none."""
-    there = PATH in flat(params)
-    return {"graph_scale": float(fetch(at(params, PATH))[0])} if there else {}
+    """{"graph_scale": that of these parameters, 1 where none was fitted}, to be reported; empty
+    where they have none."""
+    there = GRAPH_SCALE in flat(params)
+    return {"graph_scale": float(fetch(at(params, GRAPH_SCALE))[0])} if there else {}
 
 
 def read_apart(output: Output, target: Any) -> dict[str, jax.Array]:
-    (text, _), (graph, _) = output.alone
-    return {"text": text, "graph": graph, "label": target.label, "weight": target.weight}
+    """Text's and graph's logits, f32[b, c], the labels, and the weights f32[b] of examples of which
+    the graph says something: the others' sharpness is not that of the sum."""
+    (text, _), (graph, there_b) = output.alone
+    weight = target.weight * there_b
+    return {"text": text, "graph": graph, "label": target.label, "weight": weight}
 
 
 def fit_scale(
@@ -64,18 +71,22 @@ def fit_scale(
 ) -> float:
     """The scale of `graph` f32[n, c] at which `text + scale * graph`, at the temperature that suits
     it best, has the smallest loss, a normal prior on the scale added. label, weight: the target's,
-    [n, ...] and f32[n]. Where no label or no graph is there: the prior's."""
-    target: Any = LabelTarget(label=jnp.asarray(label), weight=jnp.asarray(weight))
-
-    @jax.jit
-    def losses(pairs_p2: jax.Array, text: jax.Array, graph: jax.Array, target: Any) -> jax.Array:
-        def one(pair: jax.Array) -> jax.Array:
-            scale, temperature = pair
-            return task.loss((text + scale * graph) / temperature, target)
-
-        return jax.lax.map(one, pairs_p2)
-
+    [n, ...] and f32[n]."""
+    target: Any = LabelTarget(label=label, weight=weight)
     pairs = np.stack(np.meshgrid(SCALES, TEMPERATURES, indexing="ij"), -1)
-    found = np.asarray(losses(pairs.reshape(-1, 2), text, graph, target), np.float64)
+    found = np.asarray(_losses(task, pairs.reshape(-1, 2), text, graph, target), np.float64)
     best = found.reshape(pairs.shape[:2]).min(1)
     return float(SCALES[np.argmin(best + ((SCALES - USUAL) / DEVIATION) ** 2 / 2)])
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(
+    task: Task, pairs_p2: jax.Array, text_nc: jax.Array, graph_nc: jax.Array, target: Any
+) -> jax.Array:
+    """f32[p]: of each (scale, temperature)."""
+
+    def one(pair: jax.Array) -> jax.Array:
+        scale, temperature = pair
+        return task.loss((text_nc + scale * graph_nc) / temperature, target)
+
+    return jax.lax.map(one, pairs_p2)
