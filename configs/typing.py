@@ -59,8 +59,8 @@ def get_config(arg: str = "300") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
-        # Test entities are others: as in configs/fewrel.py, the facts reach the types by the kinds of
-        # relations around the mention alone.
+        # Test entities are others, as in configs/fewrel.py: the facts reach the types by the kinds
+        # of relations around the mention alone.
         fusion=FusionConfig(kind="cross_attention", layers=(-1,), trains="apart"),
         optim=OptimConfig(
             steps=steps,

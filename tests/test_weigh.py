@@ -7,14 +7,25 @@ import numpy as np
 import pytest
 import tiny
 
-from keft_jax.config import EvalConfig, FusionConfig, OptimConfig
-from keft_jax.predict import load
+from keft_jax.config import (
+    ConsistencyConfig,
+    EvalConfig,
+    FusionConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimConfig,
+)
+from keft_jax.data.batch import LabelTarget
+from keft_jax.data.features import with_row
+from keft_jax.models.fusion import Output
+from keft_jax.sharding import make_mesh
 from keft_jax.tasks.anchors import EntityTyping
 from keft_jax.tasks.classification import Classification
+from keft_jax.train.evaluator import Evaluator
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import build
-from keft_jax.train.run import load_run, train
-from keft_jax.train.weigh import DEVIATION, SCALES, USUAL, fit_scale, read_apart
+from keft_jax.train.run import load_given, load_run, train
+from keft_jax.train.weigh import DEVIATION, SCALES, USUAL, fit_scale, read_apart, scale_of
 
 TASK = Classification(("no", "yes", "perhaps"))
 TEXT = 2.0
@@ -78,16 +89,66 @@ def apart(folder):
 def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     config = apart(tmp_path / "data")
     summary = train(config, tmp_path / "run", quiet=True)
-    predictor = load(tmp_path / "run")
-    parts, params = load_run(tmp_path / "run", predictor._on(None)[0].mesh)
-    evaluator = predictor._on(None)[0]
-    rows = evaluator.rows(
-        evaluator.compile(read_apart), params, parts.ready(parts.read(config.data.select))
-    )
+    parts, params = load_run(tmp_path / "run", make_mesh(config.mesh))
+    evaluator = Evaluator(parts)
+    read = evaluator.compile(lambda *given: read_apart(*given) | {"sum": given[0].logits})
+    rows = evaluator.rows(read, params, parts.ready(parts.read(config.data.select)))
     scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], rows["weight"])
     assert float(params["head"]["graph_scale"][0]) == pytest.approx(scale)
+    assert summary["graph_scale"] == pytest.approx(scale) != 1
     assert np.abs(rows["graph"]).max() > 0
-    assert summary["graph_scale"] == pytest.approx(scale)
+    np.testing.assert_allclose(rows["sum"], rows["text"] + scale * rows["graph"], rtol=1e-5)
+    # A run that starts from it trains at one.
+    start = dataclasses.replace(config.optim, start=str(tmp_path / "run"))
+    parts = build(dataclasses.replace(config, optim=start))[0]
+    fresh = Trainer(parts, load_given(parts)).fresh(0).params["head"]
+    assert float(fresh["graph_scale"][0]) == 1
+    np.testing.assert_array_equal(fresh["out"]["kernel"], params["head"]["out"]["kernel"])
+
+
+def test_texts_of_which_the_graph_says_nothing_do_not_count():
+    there = np.array([True, False, True])
+    text, graph, label, weight = made(3, knows=1.0)
+    weight[2] = 0  # and neither do those without a label
+    output = Output(tokens=text, logits=text, alone=((text, np.ones(3)), (graph, there)))
+    read = read_apart(output, LabelTarget(label=label, weight=weight))
+    np.testing.assert_array_equal(read["weight"], [1, 0, 0])
+
+
+def knowing(config):
+    """(trainer, parameters whose graph says something, the selection split)."""
+    parts, splits = build(config)
+    trainer = Trainer(parts)
+    params = trainer.fresh(0).model_params
+    kernel = params["head"]["around"]["kernel"]
+    drawn = jax.random.normal(jax.random.key(3), kernel.shape)
+    params["head"]["around"]["kernel"] = jax.device_put(drawn, kernel.sharding)
+    return trainer, params, parts.ready(splits.select)
+
+
+def test_the_scale_is_that_of_any_number_of_devices(tmp_path):
+    one = apart(tmp_path)
+    found = []
+    for mesh in (one.mesh, MeshConfig(data=2, fsdp=4)):
+        trainer, params, select = knowing(dataclasses.replace(one, mesh=mesh))
+        weighed = trainer.weigh(params, select)["head"]["graph_scale"]
+        assert weighed.sharding == params["head"]["graph_scale"].sharding
+        found.append(float(weighed[0]))
+    assert found[0] == found[1] != 1
+
+
+def test_without_facts_and_where_the_sum_is_trained_it_stays_at_one(tmp_path):
+    config = apart(tmp_path)
+    trainer, params, select = knowing(config)
+    empty = with_row(select, trainer.parts.knowledge, "none", 0)
+    assert trainer.weigh(params, empty) is params
+    assert scale_of(params) == {"graph_scale": 1}
+    agree = ObjectiveConfig(consistency=ConsistencyConfig(weight=1.0))
+    data = dataclasses.replace(config.data, unlabelled=config.data.train)
+    optim = dataclasses.replace(config.optim, unlabelled=8, ema=0.9)
+    both = dataclasses.replace(config, objective=agree, data=data, optim=optim)
+    trainer, params, select = knowing(both)
+    assert trainer.weigh(params, select) is params
 
 
 def test_nothing_is_trained_into_the_scale(tmp_path):
