@@ -12,7 +12,7 @@ from keft_jax.config import ROWS, Config, FusionConfig, KeftError, TaskConfig
 from keft_jax.gain import audit as audits
 from keft_jax.gain.baselines import char_ngram, fit_char_ngram, majority_per_pattern, score_single
 from keft_jax.gain.bootstrap import MAX_GROUPS, Estimate, group_clusters
-from keft_jax.gain.cells import Cell, Split, Table, load_table, merge, table_hash
+from keft_jax.gain.cells import Cell, Split, Table, find_difference, load_table, merge, table_hash
 from keft_jax.gain.cells import _pack as pack
 from keft_jax.gain.cells import _write_npz as write_npz
 from keft_jax.gain.rows import BASELINES, COLOURS, NOTES, REFERENCES, describe_row, order_rows
@@ -334,6 +334,16 @@ def test_cells_and_splits_survive_the_disk(tmp_path):
     np.testing.assert_array_equal(split.cluster, table.splits[0].cluster)
     np.testing.assert_array_equal(split.slices["covered"], table.splits[0].slices["covered"])
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".part")]
+
+
+def test_a_table_may_go_on_where_its_files_lie_elsewhere():
+    here = make_table([0]).manifest
+    there = make_table([0]).manifest
+    there["config"]["data"]["source"] = "elsewhere"
+    there["config"]["encoder"]["pretrained"] = "elsewhere/model"
+    assert find_difference(here, there) is None
+    there["data_hash"] = {"test": "of other files"}
+    assert find_difference(here, there)[0].startswith("data_hash")
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half a zip", None])
