@@ -1,0 +1,41 @@
+"""The tables of docs/results.md whose cells are kept beside it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keft_jax.gain.cells import find_difference, load_table
+from keft_jax.gain.rows import DEFINITION
+from keft_jax.options import load_config, override
+
+ROOT = Path(__file__).parents[1]
+TABLES = sorted((ROOT / "benchmarks/tables").iterdir())
+TOLD = (ROOT / "docs/results.md").read_text()
+
+
+def recipe(name):
+    """sst2-32-frozen is configs/sst2.py:32,frozen."""
+    config, labels, *mode = name.split("-")
+    config = load_config(str(ROOT / f"configs/{config}.py:{','.join([labels, *mode])}"))
+    return override(config, ["--encoder.dtype", "mixed"])
+
+
+@pytest.mark.parametrize("folder", TABLES, ids=lambda folder: folder.name)
+def test_a_kept_table_is_of_its_recipe_and_told_as_it_is(folder):
+    table = load_table(folder)
+    assert table.manifest["rows"] == DEFINITION
+    config = json.loads(json.dumps(dataclasses.asdict(recipe(folder.name))))
+    sizes = [f"encoder.{name}" for name in config["encoder"] if name != "dtype"]  # of the weights
+    found = find_difference(table.manifest, table.manifest | {"config": config}, free=sizes)
+    assert found is None, f"{folder} is of another recipe: measure it anew, or take it away"
+    (split,) = table.splits
+    for row in ("none", "true"):
+        cells = [cell.metrics[split.name] for cell in table.cells if cell.row == row]
+        assert len(cells) >= 5, row
+        score = 100 * np.mean([next(iter(values.values())) for values in cells])
+        assert f"| {score:.1f} |" in TOLD
+    assert not Path(table.manifest["config"]["data"]["source"]).is_absolute()
+    assert not Path(table.manifest["config"]["encoder"]["pretrained"]).is_absolute()
