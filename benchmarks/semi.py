@@ -115,7 +115,7 @@ class Mode:
 
             hooks = Hooks(log=log)
             one = fit(self.trainer, train, select, seed=seed, learning_rate=rate, hooks=hooks)
-            score: float = one.progress.best or 0.0
+            score: float = one.progress.select or 0.0
             if best is None or score > best[0]:
                 best = score, rate, one, seen
         assert best is not None

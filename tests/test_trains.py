@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
-from keft_jax.config import FusionConfig, KeftError
+from keft_jax.config import EvalConfig, FusionConfig, GroupConfig, KeftError, OptimConfig
 from keft_jax.data.features import with_row
 from keft_jax.models.heads import GRAPH_SILENT, TEXT_SILENT, add_graph
-from keft_jax.train.loop import Trainer
+from keft_jax.train.loop import Trainer, fit
 from keft_jax.train.objective import Objective, make_terms
 from keft_jax.train.parts import build
+from keft_jax.train.weigh import read_apart
 
 
 def gradients(folder, kind, trains):
@@ -50,6 +51,42 @@ def test_apart_the_text_learns_what_it_would_without_a_graph(tmp_path, kind, tra
     assert not np.allclose(loss, plain_loss)
     assert np.abs(true["head"]["around"]["kernel"]).max() > 1e-4
     assert not np.any(plain["head"]["around"]["kernel"])
+
+
+def test_apart_a_text_that_the_graph_does_not_know_is_answered_as_without_one(tmp_path):
+    """Whatever the clipping, and whichever step is best."""
+    tiny.write_files(tmp_path)
+    tiny.add_strangers(tmp_path)
+    config = dataclasses.replace(
+        tiny.classification(tmp_path),
+        fusion=FusionConfig(kind="cross_attention", layers=(0,), trains="apart"),
+        optim=OptimConfig(
+            steps=12,
+            batch=8,
+            learning_rate=2e-2,
+            clip=0.05,
+            groups=(GroupConfig("exchanges/", 0.0), GroupConfig("head/around", 30.0)),
+        ),
+        eval=EvalConfig(every=2, batch=16),
+    )
+    parts, splits = build(config)
+    trainer, found = Trainer(parts), {}
+    train, select = parts.dataset(splits.train), parts.dataset(splits.select)
+    (test,) = (parts.dataset(one) for one in splits.tests.values())
+    for row in ("none", "true"):
+        sets = [with_row(one, parts.knowledge, row, 0) for one in (train, select, test)]
+        done = fit(trainer, *sets[:2], seed=0)
+        rows = trainer._evaluator.rows(
+            trainer._evaluator.compile(read_apart), done.best_params, sets[2]
+        )
+        found[row] = done.progress.best_step, done.best_params, rows
+    (step, plain, none), (same_step, params, true) = found["none"], found["true"]
+    assert step == same_step
+    np.testing.assert_array_equal(none["text"], true["text"])
+    jax.tree.map(np.testing.assert_array_equal, plain["encoder"], params["encoder"])
+    assert not none["there"].any() and 0 < true["there"].sum() < len(true["there"])
+    assert np.abs(true["graph"][true["there"]]).min() > 0
+    assert not true["graph"][~true["there"]].any()
 
 
 def test_by_turns_either_side_is_silent_in_training_alone():

@@ -15,9 +15,7 @@ from keft_jax.config import (
     ObjectiveConfig,
     OptimConfig,
 )
-from keft_jax.data.batch import LabelTarget
 from keft_jax.data.features import with_row
-from keft_jax.models.fusion import Output
 from keft_jax.sharding import make_mesh
 from keft_jax.tasks.anchors import EntityTyping
 from keft_jax.tasks.classification import Classification
@@ -93,7 +91,8 @@ def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     evaluator = Evaluator(parts)
     read = evaluator.compile(lambda *given: read_apart(*given) | {"sum": given[0].logits})
     rows = evaluator.rows(read, params, parts.ready(parts.read(config.data.select)))
-    scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], rows["weight"])
+    weight = rows["weight"] * rows["there"]
+    scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], weight)
     assert float(params["head"]["graph_scale"][0]) == pytest.approx(scale)
     assert summary["graph_scale"] == pytest.approx(scale) != 1
     assert np.abs(rows["graph"]).max() > 0
@@ -106,13 +105,17 @@ def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     np.testing.assert_array_equal(fresh["out"]["kernel"], params["head"]["out"]["kernel"])
 
 
-def test_texts_of_which_the_graph_says_nothing_do_not_count():
-    there = np.array([True, False, True])
-    text, graph, label, weight = made(3, knows=1.0)
-    weight[2] = 0  # and neither do those without a label
-    output = Output(tokens=text, logits=text, alone=((text, np.ones(3)), (graph, there)))
-    read = read_apart(output, LabelTarget(label=label, weight=weight))
-    np.testing.assert_array_equal(read["weight"], [1, 0, 0])
+def test_texts_of_which_the_graph_says_nothing_do_not_count(tmp_path):
+    config = apart(tmp_path)
+    tiny.add_strangers(tmp_path)
+    trainer, params, select = knowing(config)
+    read = trainer._evaluator.compile(read_apart)
+    rows = trainer._evaluator.rows(read, params, select)
+    there = rows["there"]
+    assert 0 < there.sum() < len(there)
+    said = [rows[name][there] for name in ("text", "graph", "label", "weight")]
+    found = trainer.judge(params, select).params["head"]["graph_scale"]
+    assert float(found[0]) == pytest.approx(fit_scale(trainer.parts.task, *said))
 
 
 def knowing(config):
@@ -126,12 +129,23 @@ def knowing(config):
     return trainer, params, parts.ready(splits.select)
 
 
+def test_a_step_is_chosen_by_the_text_alone_and_scored_by_both(tmp_path):
+    trainer, params, select = knowing(apart(tmp_path))
+    new, rows, chosen_by = trainer.judge(params, select)
+    for found, scale in ((rows, None), (chosen_by, 0.0)):
+        head = new["head"] if scale is None else {**new["head"], "graph_scale": np.zeros(1, "f4")}
+        wanted = trainer.evaluate({**new, "head": head}, select)
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, wanted[name], err_msg=name)
+    assert (rows["choice"] != chosen_by["choice"]).any()
+
+
 def test_the_scale_is_that_of_any_number_of_devices(tmp_path):
     one = apart(tmp_path)
     found = []
     for mesh in (one.mesh, MeshConfig(data=2, fsdp=4)):
         trainer, params, select = knowing(dataclasses.replace(one, mesh=mesh))
-        weighed = trainer.weigh(params, select)["head"]["graph_scale"]
+        weighed = trainer.judge(params, select).params["head"]["graph_scale"]
         assert weighed.sharding == params["head"]["graph_scale"].sharding
         found.append(float(weighed[0]))
     assert found[0] == found[1] != 1
@@ -141,14 +155,14 @@ def test_without_facts_and_where_the_sum_is_trained_it_stays_at_one(tmp_path):
     config = apart(tmp_path)
     trainer, params, select = knowing(config)
     empty = with_row(select, trainer.parts.knowledge, "none", 0)
-    assert trainer.weigh(params, empty) is params
+    assert trainer.judge(params, empty).params is params
     assert scale_of(params) == {"graph_scale": 1}
     agree = ObjectiveConfig(consistency=ConsistencyConfig(weight=1.0))
     data = dataclasses.replace(config.data, unlabelled=config.data.train)
     optim = dataclasses.replace(config.optim, unlabelled=8, ema=0.9)
     both = dataclasses.replace(config, objective=agree, data=data, optim=optim)
     trainer, params, select = knowing(both)
-    assert trainer.weigh(params, select) is params
+    assert trainer.judge(params, select).params is params
 
 
 def test_nothing_is_trained_into_the_scale(tmp_path):
@@ -159,7 +173,7 @@ def test_nothing_is_trained_into_the_scale(tmp_path):
     batch = trainer.put(data.batch(16, np.arange(8)))
     state, _ = trainer.train_step(state, trainer.frozen(), batch)
     assert float(state.params["head"]["graph_scale"][0]) == 1.0
-    weighed = trainer.weigh(state.model_params, data)
+    weighed = trainer.judge(state.model_params, data).params
     assert float(weighed["head"]["graph_scale"][0]) in SCALES
     assert jax.tree.structure(weighed) == jax.tree.structure(state.model_params)
 
@@ -170,4 +184,4 @@ def test_heads_that_are_not_trained_apart_have_none(tmp_path):
     trainer = Trainer(parts)
     params = trainer.fresh(0).model_params
     assert "graph_scale" not in params["head"]
-    assert trainer.weigh(params, parts.dataset(splits.train)) is params
+    assert trainer.judge(params, parts.dataset(splits.train)).params is params

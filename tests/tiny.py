@@ -50,6 +50,17 @@ def write_files(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(text)
 
 
+def add_strangers(folder: Path) -> None:
+    """Ten texts without an entity, to each split."""
+    for name in ("train", "select", "test"):
+        with (folder / f"{name}.jsonl").open("a") as file:
+            for i in range(10):
+                text = f"where does number {i} live ?"
+                label = "odd" if i % 3 else "even"
+                row = {"question": text, "label": label, "cluster": text, "pattern": "home"}
+                file.write(json.dumps(row) + "\n")
+
+
 def config(folder: Path, **sections) -> Config:
     """Each keyword replaces a section. Another number of steps is another compiled program."""
     base = {

@@ -100,9 +100,9 @@ class FusionConfig:
     (classification, relation and typing). together: on their sum. by_turns: the same, but a quarter
     of the texts by the graph alone and half by the text alone (Neverova et al. 2016, ModDrop),
     where there is dropout. apart: each by a loss of its own, so that the text learns what it would
-    without a graph (but for the common clipping, and what it reads of it by the exchanges; a group
-    of `optim` can keep these at nothing), and how much the graph's answer counts is fitted on the
-    selection split (1 without one)."""
+    without a graph (but for what it reads of it by the exchanges; a group of `optim` can keep these
+    at nothing). It alone chooses the checkpoint, and how much the graph's answer counts is fitted
+    on the selection split (1 without one)."""
 
     def __post_init__(self) -> None:
         check(

@@ -59,7 +59,8 @@ class OptimConfig:
     """BERT's. A smaller one lets rounding move parameters that hardly have a gradient. adagrad adds
     it to the sum of squares."""
     clip: float = 1.0
-    """Largest global norm of the gradient. 0: no clipping."""
+    """Largest global norm of the gradient; with fusion.trains=apart of either side's. 0: no
+    clipping."""
     skip: int = 0
     """Steps of a run that may be skipped, changing nothing, since their loss or gradient is not
     finite or the loss jumps (`spike`). 0: the first one that is not finite is an error."""

@@ -222,7 +222,7 @@ class GainRun:
                 if not rates and best is None:
                     rates, spare = spare[:1], spare[1:]
                 continue
-            score = one.progress.best
+            score = one.progress.select
             if score is not None and (best is None or score > best[0]):
                 best = score, rate, one
         if best is None and diverged:

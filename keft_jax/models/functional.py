@@ -73,6 +73,11 @@ class Model:
         knows with which ids."""
         return getattr(self.module, "tables", ())
 
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """How the paths begin of the parameters that have a loss of their own."""
+        return getattr(self.module, "alone", ())
+
     def abstract(self) -> Tree:
         """Shapes and dtypes, with no memory behind them."""
         return self._tree(lambda path, struct, meta: struct)

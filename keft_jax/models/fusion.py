@@ -29,7 +29,7 @@ from keft_jax.models.encoder import Encoder
 from keft_jax.models.entities import EntityHead
 from keft_jax.models.functional import param, use, zeros
 from keft_jax.models.graph import Edges, GraphBlock, NodeGate
-from keft_jax.models.heads import HEADS, TERMS
+from keft_jax.models.heads import HEADS, READS_GRAPH, TERMS
 from keft_jax.models.kge import TripleOutput, TripleScorer, entity_width, score_queries
 from keft_jax.models.layers import LayerNorm, Linear, fold, gelu, glorot
 from keft_jax.models.mentions import MentionHead, from_first, teach
@@ -248,6 +248,10 @@ class Exchange(nnx.Module):
         return shard(x_bld, "batch", "length", "embed"), after_bnw, edge_gates
 
 
+OF_GRAPH = ("nodes/", "exchanges/", *(f"head/{part}/" for part in READS_GRAPH))
+"""Beginnings of the paths of parameters that a model of text alone has not."""
+
+
 class FusedModel(nnx.Module):
     """Text and subgraph in, the task's logits out. Without fusion: plain BERT and the head."""
 
@@ -267,6 +271,8 @@ class FusedModel(nnx.Module):
             self.exchanges = nnx.Dict({str(i): Exchange(config, sizes) for i in at})
         objective, self.entities = config.objective, sizes.entities
         self.tables: tuple[str, ...] = ("nodes/rows",) if self.fused else ()
+        apart = self.fused and config.fusion.trains == "apart"
+        self.alone: tuple[str, ...] = OF_GRAPH if apart else ()
         reasons, taught = objective.triples.weight > 0, objective.kg_teacher.weight > 0
         self.triples: Any = TripleScorer(config.kge, sizes.relations) if reasons else None
         self.mentions = MentionHead(config) if taught else None

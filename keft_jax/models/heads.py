@@ -166,6 +166,8 @@ class AnchorHead(nnx.Module):
         return answer._replace(node_gate=gate_bn)
 
 
+READS_GRAPH = ("gate", "node", "around", "context")
+"""Parts of heads that nothing but the graph goes into."""
 GRAPH_SCALE = "head/graph_scale"
 
 

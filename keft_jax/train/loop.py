@@ -41,7 +41,7 @@ from keft_jax.train.start import complete
 from keft_jax.train.state import State, make_state, row_tables, state_shardings
 from keft_jax.train.step import compile_train_step, make_train_step
 from keft_jax.train.triple_parts import TripleParts
-from keft_jax.train.weigh import Weigher, scale_of
+from keft_jax.train.weigh import Judged, Weigher, scale_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Trainer(Generic[P]):
         self.mesh = make_mesh(config.mesh) if mesh is None else mesh
         self._check_divides(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         rows = row_tables(parts.model, config.optim)
-        self.tx = make_optimizer(config.optim, parts.model.abstract(), rows)
+        model = parts.model
+        self.tx = make_optimizer(config.optim, model.abstract(), rows, model.alone)
         terms = make_terms(
             config.objective,
             parts.task,
@@ -104,10 +105,13 @@ class Trainer(Generic[P]):
         there = GRAPH_SCALE in flat(self.parts.model.abstract())
         return Weigher(evaluator) if there and not summed else None
 
-    def weigh(self, params: Tree, select: Any) -> Tree:
-        """The parameters as they are to be judged on a selection split: with the weight of the
-        graph's answer that fits it (train/weigh.py), where it has one. Raises NotFiniteError."""
-        return self._weigher(params, select) if self._weigher else params
+    def judge(self, params: Tree, select: Any) -> Judged:
+        """Parameters on a selection split, with the weight of the graph's answer that fits it,
+        where they have one (train/weigh.py). Raises NotFiniteError."""
+        if self._weigher:
+            return self._weigher(params, select)
+        rows = self.evaluate(params, select)
+        return Judged(params, rows, rows)
 
     @property
     def eval_batch(self) -> int:
@@ -185,9 +189,16 @@ class Progress:
     """What choosing the best and stopping early need to remember; saved with every checkpoint."""
 
     best: float | None = None
+    """What the best step was chosen by."""
     best_step: int = 0
+    select: float | None = None
+    """The score of the model there."""
     stale: int = 0
     curve: list[Scalars] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.select is None:  # saved before the two were told apart
+            self.select = self.best
 
 
 @dataclass
@@ -290,21 +301,24 @@ def fit(
         if select is not None and (done % config.eval.every == 0 or last):
             settle(early=True)
             try:
-                params = trainer.weigh(judged(state), select)
-                rows = trainer.evaluate(params, select)
+                params, rows, chosen_by = trainer.judge(judged(state), select)
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"step {done}: {error}. Checkpoints stay as they were"
                 ) from error
-            scores = trainer.parts.task.summarise(rows)
+            summarise = trainer.parts.task.summarise
+            scores, deciding = summarise(rows), summarise(chosen_by)
             # What the first process finds: a last digit that differed would part them for good.
-            value = float(exchange(repr(float(pick(scores, metric))))[0])
+            value, decides = (
+                float(exchange(repr(float(pick(s, metric))))[0]) for s in (scores, deciding)
+            )
             main = {name: v for name, v in scores.items() if "/" not in name}
             main |= scale_of(params)
             hooks.log(done, {f"select/{name}": v for name, v in main.items()})
             progress.curve.append({"step": done, "select": value})
-            if progress.best is None or value > progress.best:
-                progress.best, progress.best_step, progress.stale = value, done, 0
+            if progress.best is None or decides > progress.best:
+                progress.best, progress.best_step, progress.stale = decides, done, 0
+                progress.select = value
                 if hooks.save_best is not None:
                     hooks.save_best(done, params)
                 else:

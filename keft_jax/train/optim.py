@@ -32,17 +32,18 @@ def schedule(config: OptimConfig) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimConfig, abstract: Any, tables: tuple[str, ...] = ()
+    config: OptimConfig, abstract: Any, tables: tuple[str, ...] = (), alone: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
     """Updates for a peak learning rate of 1: the step multiplies them by the peak, an argument, so
     that a grid of rates shares one compilation. tables: paths of the parameters that are updated by
-    rows, not here. Raises KeftError for a group that matches nothing.
+    rows, not here. alone: how the paths of those begin that are clipped by a norm of their own.
+    Raises KeftError for a group that matches nothing.
     """
     scales = without(_scales(config, abstract), tables)
     abstract = without(abstract, tables)
     decayed = jax.tree.map(lambda path: not path.endswith(("bias", "scale")), paths(abstract))
     chain = [
-        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        _clip(config.clip, alone) if config.clip else optax.identity(),
         optax.scale_by_rss(0.0, config.eps)
         if config.kind == "adagrad"
         else optax.scale_by_adam(config.b1, config.b2, config.eps),
@@ -106,6 +107,17 @@ def _scales(config: OptimConfig, abstract: Any) -> Any:
                 f"path; the top-level groups are {known}"
             )
     return scales
+
+
+def _clip(most: float, alone: tuple[str, ...]) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(most)
+    if not alone:
+        return clip
+
+    def sides(tree: Any) -> Any:
+        return jax.tree.map(lambda path: path.startswith(alone), paths(tree))
+
+    return optax.partition({True: clip, False: clip}, sides)
 
 
 def _scale_by(scales: Any) -> optax.GradientTransformation:

@@ -170,7 +170,7 @@ def _train(config: Config, folder: Path, quiet: bool, stopping: Callable[[], boo
             "row": config.knowledge.row,
             "seed": config.seed,
             "scores": scores,
-            "select": result.progress.best,
+            "select": result.progress.select,
             "steps": int(result.state.step),
             "best_step": step,
             **scale_of(params),

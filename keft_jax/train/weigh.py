@@ -1,5 +1,6 @@
-"""How much the graph's answer counts beside the text's where each has learned alone
-(`fusion.trains=apart`): fitted on the selection split, as in stacking (Wolpert 1992).
+"""What a selection split says of a model, and of one whose text and graph have learned alone
+(`fusion.trains=apart`) how much the graph's answer counts: fitted there, as in stacking (Wolpert
+1992).
 
 Both are sure of what they have seen in training, so their sum would trust the graph as much where
 its facts tell nothing of the labels as where they tell all.
@@ -8,7 +9,7 @@ its facts tell nothing of the labels as where they tell all.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,25 +31,44 @@ USUAL, DEVIATION = 0.7, 0.3
 """Of the scale, before anything is seen: a prior that a hundred examples outweigh."""
 
 
+class Judged(NamedTuple):
+    """Parameters on a selection split."""
+
+    params: Tree
+    rows: dict[str, np.ndarray]  # of each example, by these parameters
+    chosen_by: dict[str, np.ndarray]  # likewise, what tells which step is the best
+    """Of text and graph that have learned alone: of the text alone, so that its parameters are
+    those of a model without a graph, and its answers too where the graph has nothing to say."""
+
+
 class Weigher:
-    """Sets the scale of a model whose head reads text and graph apart."""
+    """Judges a model whose head reads text and graph apart, and sets its scale."""
 
     def __init__(self, evaluator: Evaluator):
         self._evaluator, self._task = evaluator, evaluator.parts.task
         self._step = evaluator.compile(read_apart)
 
-    def __call__(self, params: Tree, select: Any) -> Tree:
-        """The parameters with the scale that fits this split best; as they are where the graph says
-        nothing of it. Raises NotFiniteError."""
+    def __call__(self, params: Tree, select: Any) -> Judged:
+        """With the scale that fits this split best; with the one that they have where the graph
+        says nothing of it. Raises NotFiniteError."""
         rows = self._evaluator.rows(self._step, params, select)
-        if not rows["weight"].any():
-            return params
-        scale = fit_scale(self._task, rows["text"], rows["graph"], rows["label"], rows["weight"])
-        # What the first process finds, for all.
-        scale = float(exchange(repr(scale))[0])
+        there, label, weight = rows["there"], rows["label"], rows["weight"]
         old = at(params, GRAPH_SCALE)
-        new = np.full(old.shape, scale, old.dtype)
-        return put_at(params, {GRAPH_SCALE: place(new, old.sharding)})
+        scale = float(fetch(old)[0])
+        if (weight * there).any():
+            scale = fit_scale(self._task, rows["text"], rows["graph"], label, weight * there)
+            # What the first process finds, for all.
+            scale = float(exchange(repr(scale))[0])
+            new = np.full(old.shape, scale, old.dtype)
+            params = put_at(params, {GRAPH_SCALE: place(new, old.sharding)})
+        target: Any = LabelTarget(label=label, weight=weight)
+
+        def score(logits: np.ndarray) -> dict[str, np.ndarray]:
+            found = jax.device_get(_score(self._task, logits, target))
+            return dict(self._task.merge(found | {"example": rows["example"]}, select))
+
+        text = score(rows["text"])
+        return Judged(params, score(rows["text"] + np.float32(scale) * rows["graph"]), text)
 
 
 def scale_of(params: Tree) -> dict[str, float]:
@@ -59,11 +79,11 @@ def scale_of(params: Tree) -> dict[str, float]:
 
 
 def read_apart(output: Output, target: Any) -> dict[str, jax.Array]:
-    """Text's and graph's logits, f32[b, c], the labels, and the weights f32[b] of examples of which
-    the graph says something: the others' sharpness is not that of the sum."""
+    """Text's and graph's logits, f32[b, c], labels and their weights f32[b], and whether the graph
+    says something, bool[b]: the others' sharpness is not that of the sum."""
     (text, _), (graph, there_b) = output.alone
-    weight = target.weight * there_b
-    return {"text": text, "graph": graph, "label": target.label, "weight": weight}
+    own = {"label": target.label, "weight": target.weight}
+    return {"text": text, "graph": graph, "there": there_b, **own}
 
 
 def fit_scale(
@@ -77,6 +97,11 @@ def fit_scale(
     found = np.asarray(_losses(task, pairs.reshape(-1, 2), text, graph, target), np.float64)
     best = found.reshape(pairs.shape[:2]).min(1)
     return float(SCALES[np.argmin(best + ((SCALES - USUAL) / DEVIATION) ** 2 / 2)])
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(task: Task, logits_nc: jax.Array, target: Any) -> dict[str, jax.Array]:
+    return task.score(logits_nc, target)
 
 
 @partial(jax.jit, static_argnums=0)
