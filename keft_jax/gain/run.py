@@ -26,6 +26,7 @@ from keft_jax.gain.draw import can_draw, draw_examples
 from keft_jax.gain.finish import finish
 from keft_jax.gain.report import print_table
 from keft_jax.gain.rows import DEFINITION, JUDGED, PLAIN
+from keft_jax.gain.shared_text import SharedText, can_share
 from keft_jax.gain.splits import given, make_split
 from keft_jax.gain.variants import Variants
 from keft_jax.models.pretrained import start_digest
@@ -79,6 +80,8 @@ class GainRun:
         self.score = own.score if own else ""
         """Of tasks/corpus.py, where the metric is no mean over examples."""
         self.cheap = Cheap(self.parts, self.metric, self.train, self.select, self.tests)
+        sets = (self.select, *self.tests.values())
+        self.shared = SharedText(self.trainer) if can_share(self.trainer, *sets) else None
 
     def again(self, config: Config, workdir: Path) -> GainRun:
         """A table by another config, which takes over all that is equal: files and graph (unless
@@ -115,19 +118,22 @@ class GainRun:
             for seed in seeds
             if not self._file(row, seed).is_file()
         ]
+        if self.shared:  # all rows of a seed beside its text
+            missing.sort(key=lambda cell: (cell[0] not in self.cheap.rows, cell[1]))
         begin = time.perf_counter()
-        ready: tuple[tuple[str, int, Knowledge], list[Dataset]] | None = None
+        ready: dict[tuple[str, int, Knowledge], list[Dataset]] = {}
         for done, (row, seed) in enumerate(missing, 1):
             if row in self.cheap.rows:
                 cell = self.cheap.cell(row, seed, self.drawn(seed))
             else:
                 reads, knowledge = self.variants.reads(row)
                 key = (reads, seed if ROWS[reads].seeded else 0, knowledge)
-                if ready is None or ready[0] != key:
+                if key not in ready:
+                    again = {k: v for k, v in ready.items() if not ROWS[k[0]].seeded}
+                    ready = again if self.shared else {}
                     sets = [self.train, self.select, *self.tests.values()]
-                    sets = [with_row(self._remember(s), knowledge, *key[:2]) for s in sets]
-                    ready = key, sets
-                cell = self._train(row, seed, ready[1])
+                    ready[key] = [with_row(self._remember(s), knowledge, *key[:2]) for s in sets]
+                cell = self._train(row, seed, ready[key])
             cell.save(self.workdir / "cells")
             left = (time.perf_counter() - begin) / done * (len(missing) - done)
             score = np.mean([score_of(m[self.metric], self.score) for m in cell.metrics.values()])
@@ -208,6 +214,7 @@ class GainRun:
     def _train(self, row: str, seed: int, sets: Sequence[Dataset]) -> Cell:
         train, select, *tests = sets
         trainer = self.variants.trainer(row, seed)
+        model = self.shared or trainer
         rates, spare = self._rates(row, seed)
         best: tuple[float, float, Fit] | None = None
         begin, trials, diverged = time.perf_counter(), 0, []
@@ -215,7 +222,11 @@ class GainRun:
             rate, rates = rates[0], rates[1:]
             trials += 1
             try:
-                one = fit(trainer, train, select, seed=seed, learning_rate=rate)
+                one = (
+                    self.shared.fit(train, select, seed)
+                    if self.shared
+                    else fit(trainer, train, select, seed=seed, learning_rate=rate)
+                )
             except NotFiniteError as error:
                 diverged.append(rate)
                 self.say(f"{row}, seed {seed}: learning rate {rate:g} is left out: {error}")
@@ -235,7 +246,7 @@ class GainRun:
         score, rate, chosen = best
         metrics, choice, task = {}, {}, self.parts.task
         for name, dataset in zip(self.tests, tests, strict=True):
-            rows = trainer.evaluate(chosen.best_params, dataset)
+            rows = model.evaluate(chosen.best_params, dataset)
             metrics[name] = keep_values(task, rows, self.metric)
             choice[name] = task.said(rows)
         info = {
@@ -247,7 +258,7 @@ class GainRun:
             "trials": trials,
             "diverged": diverged,
             "seconds": time.perf_counter() - begin,
-            "compilations": trainer.compilations,
+            "compilations": model.compilations,
         }
         cell = Cell(row, seed, metrics, choice, chosen.progress.curve, info)
         if row == JUDGED and seed == self.config.seed and can_draw(self.parts, tests[0]):

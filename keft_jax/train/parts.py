@@ -229,19 +229,24 @@ def assemble(
     vectors: np.ndarray | None = None,
     attributes: Attributes | None = None,
 ) -> Parts:
-    sizes = Sizes(
-        vocab=pad_vocab(vocabulary.tokenizer),
-        pieces=vocabulary.tokenizer.get_vocab_size(),
-        rows=pad_rows(max(len(vocabulary.entities) + 1, config.knowledge.entity_rows)),
-        relations=max(len(vocabulary.relations), 1),
-        labels=max(len(labels), 1),
-        entities=len(vocabulary.entities),
-        attributes=attributes.width if attributes else 0,
-    )
     knowledge = Knowledge(kg, vocabulary, config.knowledge, vectors, attributes=attributes)
-    model = Model(FusedModel(config, sizes))
+    model = make_model(config, knowledge, labels)
     task = KINDS[config.task.kind].make(Made(config, kg, vocabulary.tokenizer, labels))
     return Parts(config, knowledge, task, model, labels)
+
+
+def make_model(config: Config, knowledge: Knowledge, labels: Sequence[str]) -> Model:
+    ours, attributes = knowledge.vocabulary, knowledge.attributes
+    sizes = Sizes(
+        vocab=pad_vocab(ours.tokenizer),
+        pieces=ours.tokenizer.get_vocab_size(),
+        rows=pad_rows(max(len(ours.entities) + 1, config.knowledge.entity_rows)),
+        relations=max(len(ours.relations), 1),
+        labels=max(len(labels), 1),
+        entities=len(ours.entities),
+        attributes=attributes.width if attributes else 0,
+    )
+    return Model(FusedModel(config, sizes))
 
 
 AnyParts = Parts | TripleParts

@@ -30,6 +30,12 @@ MOST = 1 << 31
 def can_remember(config: Config, model: Model) -> bool:
     """Whether every step reads the texts as they are, by the same first layers, for the task
     alone."""
+    same = bool(config.encoder.pretrained)  # else each seed has an encoder of its own
+    return model.module.still > 0 and same and reads_for_the_task_alone(config)
+
+
+def reads_for_the_task_alone(config: Config) -> bool:
+    """Whether the texts are read as they are, once in a step, by one process."""
     objective, knowledge = config.objective, config.knowledge
     others = (
         objective.mlm.weight,
@@ -40,9 +46,7 @@ def can_remember(config: Config, model: Model) -> bool:
         objective.triples.weight,
     )
     return (
-        model.module.still > 0
-        and bool(config.encoder.pretrained)  # else each seed has an encoder of its own
-        and not any(others)
+        not any(others)
         and not config.gain.variants  # of other models, and other texts
         and knowledge.text == "none"
         and not config.data.pack

@@ -1,0 +1,161 @@
+"""Rows whose text and graph are trained apart have one text model for each seed. It is trained
+once, and the graph of each row then learns beside what it said in every step: the same cells, to
+rounding, without the encoder's time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from keft_jax.config import GroupConfig
+from keft_jax.data.features import Dataset, with_row
+from keft_jax.gain.rows import PLAIN
+from keft_jax.models.functional import Tree
+from keft_jax.models.heads import GRAPH_SCALE
+from keft_jax.models.pretrained import flat, overlay
+from keft_jax.models.sample import surround
+from keft_jax.sharding import on_mesh
+from keft_jax.train.loop import Fit, Trainer, fit
+from keft_jax.train.parts import Parts, make_model
+from keft_jax.train.remember import MOST, make_reader, reads_for_the_task_alone, remember
+from keft_jax.train.rows import at, put_at
+from keft_jax.train.weigh import Judged
+
+
+def can_share(trainer: Trainer[Parts], *datasets: Dataset) -> bool:
+    """Whether the text model of a seed is the same in all rows, and what it says of the steps'
+    batches and of these data sets can be kept."""
+    config, model = trainer.parts.config, trainer.parts.model
+    optim, depth = config.optim, config.encoder.layers
+    moving = [path for path in flat(model.abstract()) if optim.scale_of(path)]
+    most = max([optim.steps * optim.batch, *(len(one.texts) for one in datasets)])
+    return (
+        bool(model.alone)
+        and model.module.at == (depth - 1,)
+        and model.module.frozen < depth  # else what the encoder says is remembered anyway
+        # Tokens read nothing of the nodes, whose names are of a word table that stays.
+        and not any(path.startswith(("exchanges/", "encoder/embed/word")) for path in moving)
+        and not optim.start
+        and reads_for_the_task_alone(config)
+        and not config.gain.learning_rates  # of which each row chooses its own
+        and not (optim.skip or config.eval.ema or optim.accumulate > 1)
+        and trainer.mesh.size == 1
+        and most * config.data.buckets[-1] * config.encoder.width * 4 <= MOST
+    )
+
+
+@dataclass
+class Text:
+    """What the text model of a seed said."""
+
+    seed: int
+    steps: list[np.ndarray] = field(default_factory=list)  # [b, l, d] of each step's batch
+    judged: list[tuple[Tree, np.ndarray]] = field(default_factory=list)
+    """Of each evaluation: the parameters behind the encoder, and the states of the selection
+    split."""
+    best: Tree = field(default_factory=dict)  # its parameters at the best step
+    said: dict[int, np.ndarray] = field(default_factory=dict)  # by the best ones, of a data set
+
+
+class SharedText:
+    """Trains and evaluates the cells of a table of which `can_share` holds."""
+
+    def __init__(self, trainer: Trainer[Parts]):
+        self._whole, parts = trainer, trainer.parts
+        names = list(flat(parts.model.abstract()))
+        ours = [p for p in names if not p.startswith(parts.model.alone) and p != GRAPH_SCALE]
+        self._of_text, self._behind = ours, [p for p in ours if not p.startswith("encoder/")]
+        # The same optimizer, under which what is of the text stays. A path may begin another.
+        groups = [
+            GroupConfig(path, 0.0 if path in ours else group.scale, group.from_step)
+            for path in sorted(names, key=len, reverse=True)
+            for group in [parts.config.optim.group_of(path) or GroupConfig(path, 1.0)]
+        ]
+        optim = dataclasses.replace(parts.config.optim, groups=tuple(groups))
+        config = dataclasses.replace(parts.config, optim=optim)
+        model = make_model(config, parts.knowledge, parts.labels)
+        parts = dataclasses.replace(parts, config=config, model=model)
+        self._graph: Trainer[Parts] = Trainer(parts, trainer.given)
+        self._read, self._say_in_step = make_reader(self._graph), jax.jit(self._states_of_step)
+        self._text: Text | None = None
+
+    def fit(self, train: Dataset, select: Dataset, seed: int) -> Fit:
+        """As `train.loop.fit`, of the row that the data sets are of."""
+        if self._text is None or self._text.seed != seed:
+            self._text = None  # the last seed's memory is free before this one takes its own
+            self._text = self._learn(train, select, seed)
+        text, graph = self._text, self._graph
+        states, judged = iter(text.steps), iter(text.judged)
+
+        def step(state: Any, frozen: Any, batch: Any) -> Any:
+            batch = dataclasses.replace(batch, states=graph.put(next(states)))
+            return graph.train_step(state, frozen, batch)
+
+        def judge(params: Tree, select: Dataset) -> Judged:
+            behind, said = next(judged)
+            return graph.judge(overlay(params, behind), _with_states(select, said))
+
+        done = fit(_replace(graph, step, judge), train, select, seed=seed)
+        return dataclasses.replace(done, best_params=overlay(done.best_params, text.best))
+
+    def evaluate(self, params: Tree, dataset: Dataset) -> dict[str, np.ndarray]:
+        """As the trainer's; params: what `fit` has found last."""
+        if self._text is None:
+            raise ValueError("nothing is trained yet")
+        said = self._text.said
+        if id(dataset.texts) not in said:
+            said[id(dataset.texts)] = self._say(params, dataset)
+        return self._graph.evaluate(params, _with_states(dataset, said[id(dataset.texts)]))
+
+    @property
+    def compilations(self) -> int:
+        return self._graph.compilations
+
+    def _learn(self, train: Dataset, select: Dataset, seed: int) -> Text:
+        """Trains on the row of text alone, and keeps what is said meanwhile."""
+        text, whole = Text(seed), self._whole
+
+        def step(state: Any, frozen: Any, batch: Any) -> Any:
+            text.steps.append(np.asarray(self._say_in_step(state, frozen, batch)))
+            return whole.train_step(state, frozen, batch)
+
+        def judge(params: Tree, select: Dataset) -> Judged:
+            own = {path: jax.device_get(at(params, path)) for path in self._behind}
+            text.judged.append((put_at({}, own), self._say(params, select)))
+            return whole.judge(params, select)
+
+        plain = [with_row(one, one.knowledge, PLAIN, 0) for one in (train, select)]
+        best = fit(_replace(whole, step, judge), *plain, seed=seed).best_params
+        text.best = put_at({}, {path: at(best, path) for path in self._of_text})
+        return text
+
+    def _say(self, params: Tree, dataset: Dataset) -> np.ndarray:
+        """[texts, l, d]: the last states."""
+        states = remember(self._graph, self._read, params, dataset).table.states
+        if states is None:
+            raise ValueError(f"{len(dataset.texts)} texts: more than `can_share` was asked of")
+        return states
+
+    def _states_of_step(self, state: Any, frozen: Any, batch: Any) -> jax.Array:
+        """[b, l, d]: the last states in the step that follows `state`, with its dropout."""
+        parts = self._whole.parts
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        batch, frozen = surround(batch, frozen)
+        with on_mesh(self._whole.mesh):
+            params, names, term = state.model_params, frozen["names"], parts.task.term
+            return parts.model.apply(params, batch, names, key, head=term).tokens
+
+
+def _replace(trainer: Trainer[Parts], step: Any, judge: Any) -> Trainer[Parts]:
+    other: Any = copy.copy(trainer)
+    other.train_step, other.judge = step, judge
+    return other
+
+
+def _with_states(dataset: Dataset, states: np.ndarray) -> Dataset:
+    return dataclasses.replace(dataset, table=dataclasses.replace(dataset.table, states=states))

@@ -1,0 +1,116 @@
+"""The text model of a seed, trained once for all rows: the gain table is the same, to rounding."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from keft_jax.config import (
+    EvalConfig,
+    FusionConfig,
+    GainConfig,
+    GraphConfig,
+    GroupConfig,
+    MeshConfig,
+    OptimConfig,
+)
+from keft_jax.gain import run as gain_run
+from keft_jax.gain.cells import load_table
+from keft_jax.gain.run import GainRun
+from keft_jax.gain.shared_text import can_share
+from keft_jax.train.loop import Trainer
+from keft_jax.train.parts import build, make_model
+
+STILL = (GroupConfig("embed/word", 0.0), GroupConfig("exchanges/", 0.0))
+QUICK = (*STILL, GroupConfig("head/around", 30.0))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    tiny.write_files(folder)
+    tiny.add_strangers(folder)
+    config = tiny.classification(
+        folder,
+        graph=GraphConfig(kind="rgat", layers=1, width=8, heads=2),
+        optim=OptimConfig(steps=6, batch=8, learning_rate=2e-2, clip=0.1, groups=QUICK),
+        eval=EvalConfig(every=2, batch=16),
+        mesh=MeshConfig(data=1),
+        gain=GainConfig(rows=("none", "shuffled", "true"), seeds=2, bootstrap=100),
+    )
+    encoder = dataclasses.replace(config.encoder, dropout=0.3, layers=2)
+    fusion = FusionConfig(kind="cross_attention", layers=(-1,), trains="apart")
+    return dataclasses.replace(config, encoder=encoder, fusion=fusion)
+
+
+def made(config, folder):
+    table = GainRun(config, folder, str)
+    table.run()
+    cells = load_table(folder).cells
+    return table, {(c.row, c.seed): c for c in cells if c.row in config.gain.rows}
+
+
+@pytest.fixture(scope="module")
+def shared(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    table, cells = made(config, folder)
+    assert table.shared is not None
+    return folder, cells
+
+
+def test_cells_are_those_of_rows_that_are_trained_one_by_one(config, shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(gain_run, "can_share", lambda *_: False)
+    table, plain = made(config, tmp_path)
+    assert table.shared is None and shared[1].keys() == plain.keys() and len(plain) == 6
+    scales = set()
+    for key, one in plain.items():
+        other = shared[1][key]
+        np.testing.assert_array_equal(
+            one.metrics["test"]["accuracy"], other.metrics["test"]["accuracy"], err_msg=str(key)
+        )
+        assert one.choice == other.choice and one.curve == other.curve
+        for name in {"best_step", "select", "graph_scale"} & one.info.keys():
+            assert one.info[name] == pytest.approx(other.info[name]), (key, name)
+        scales.add(one.info.get("graph_scale"))
+    assert len(scales) > 2
+    accuracy = {row: plain[row, 0].metrics["test"]["accuracy"] for row in ("none", "true")}
+    assert (accuracy["none"] != accuracy["true"]).any()
+
+
+def test_a_row_that_is_added_learns_beside_the_same_text(config, shared, tmp_path):
+    folder, cells = shared
+    shutil.copytree(folder, tmp_path / "table")
+    (tmp_path / "table" / "cells" / "true-1.npz").unlink()
+    _, again = made(config, tmp_path / "table")
+    for key, one in cells.items():
+        values = again[key].metrics["test"]["accuracy"]
+        np.testing.assert_array_equal(one.metrics["test"]["accuracy"], values, err_msg=str(key))
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("fusion", {"trains": "by_turns"}),
+        ("fusion", {"layers": (0,)}),
+        ("optim", {"groups": (GroupConfig("exchanges/", 0.0),)}),
+        ("optim", {"groups": (GroupConfig("embed/word", 0.0),)}),
+        ("optim", {"groups": (*STILL, GroupConfig("encoder/", 0.0))}),
+        ("optim", {"accumulate": 2}),
+        ("optim", {"skip": 1}),
+        ("optim", {"steps": 10**7}),
+        ("gain", {"learning_rates": (1e-2, 1e-3)}),
+        ("data", {"pack": 64}),
+        ("mesh", {"data": 8}),
+    ],
+)
+def test_what_differs_between_rows_or_cannot_be_kept_is_not_shared(config, section, change):
+    parts, _ = build(config)
+
+    def shares(config):
+        model = make_model(config, parts.knowledge, parts.labels)
+        return can_share(Trainer(dataclasses.replace(parts, config=config, model=model)))
+
+    other = dataclasses.replace(getattr(config, section), **change)
+    assert shares(config) and not shares(dataclasses.replace(config, **{section: other}))
