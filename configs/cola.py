@@ -53,7 +53,7 @@ def get_config(arg: str = "all") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
-        fusion=FusionConfig(kind="cross_attention", layers=(-1,)),
+        fusion=FusionConfig(kind="cross_attention", layers=(-1,), trains="apart"),
         optim=OptimConfig(
             steps=steps,
             batch=16,
@@ -62,6 +62,9 @@ def get_config(arg: str = "all") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
+                # As in configs/sst2.py: what the graph says is weighed on the selection split.
+                GroupConfig("exchanges/", 0.0),
+                GroupConfig("head/around", 4.0),
             ),
         ),
         eval=EvalConfig(every=steps // 3, batch=64, metric="matthews"),
