@@ -79,7 +79,7 @@ class Probes:
         counts = {len(e.spans) for e in train.examples}
         self._roles = len(counts) == 1 and min(counts, default=0) > 1
         self._tune_once = tune_once
-        self._settings: dict[tuple[str, bytes], Settings] = {}
+        self._settings: dict[tuple[str, int, bytes], Settings] = {}
         self._text: dict[bytes, Settings] = {}
         self._kept: dict[tuple[str, int, int], list[Features]] = {}
 
@@ -87,7 +87,8 @@ class Probes:
         made = {split: self._features(row, split, seed) for split in ("", *self._others)}
         train = [[kind[i] for i in drawn] for kind in made[""]]
         draw = b"" if self._tune_once else np.asarray(drawn).tobytes()
-        settings = self._settings.setdefault((row, draw), dict(self._text.get(draw, {})))
+        graph = seed if row == LINEAR_SHUFFLED and not self._tune_once else 0
+        settings = self._settings.setdefault((row, graph, draw), dict(self._text.get(draw, {})))
         fitted = fit_probe(
             train, self._labels[drawn], self._clusters[drawn], settings, self._measure
         )
