@@ -16,15 +16,17 @@ from keft_jax.config import (
     MeshConfig,
     OptimConfig,
 )
+from keft_jax.data.features import with_row
 from keft_jax.gain import run as gain_run
 from keft_jax.gain.cells import load_table
 from keft_jax.gain.run import GainRun
 from keft_jax.gain.shared_text import can_share
-from keft_jax.train.loop import Trainer
+from keft_jax.models.pretrained import flat
+from keft_jax.train.loop import Trainer, fit
 from keft_jax.train.parts import build, make_model
 
 STILL = (GroupConfig("embed/word", 0.0), GroupConfig("exchanges/", 0.0))
-QUICK = (*STILL, GroupConfig("head/around", 30.0))
+QUICK = (*STILL, GroupConfig("head/around", 30.0), GroupConfig("nodes/", 1.0, from_step=2))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,41 @@ def test_cells_that_are_added_are_those_of_a_table_made_at_once(config, shared, 
         np.testing.assert_array_equal(one.metrics["test"]["accuracy"], values, err_msg=str(key))
 
 
+def test_the_model_is_the_one_that_is_trained_whole(config, tmp_path, monkeypatch):
+    """Dropout, clipping, groups and all: another order of rounding is all that differs."""
+    table = GainRun(config, tmp_path, str)
+    learned, learn = [], table.shared._learn
+    monkeypatch.setattr(table.shared, "_learn", lambda *a: learned.append(a[2]) or learn(*a))
+    for row, seed in (("none", 1), ("true", 1), ("shuffled", 1), ("true", 0)):
+        train, select, test = (
+            with_row(one, table.parts.knowledge, row, seed)
+            for one in (table.train, table.select, *table.tests.values())
+        )
+        given = {"seed": seed, "learning_rate": 2e-2}
+        shared, whole = (
+            table.shared.fit(train, select, **given),
+            fit(table.trainer, train, select, **given),
+        )
+        assert shared.progress == whole.progress
+        for (path, a), b in zip(
+            flat(shared.best_params).items(), flat(whole.best_params).values(), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5, err_msg=path)
+        rows = table.shared.evaluate(shared.best_params, test)
+        wanted = table.trainer.evaluate(whole.best_params, test)
+        np.testing.assert_allclose(rows["probability"], wanted["probability"], rtol=1e-4)
+    assert learned == [1, 0]
+
+
+def test_a_table_of_another_draw_takes_over_the_compiled_steps(config, shared, tmp_path):
+    table = GainRun(config, tmp_path / "all", str)
+    data = dataclasses.replace(config.data, draw=20)
+    other = table.again(dataclasses.replace(config, data=data), tmp_path / "few")
+    assert other.shared is not table.shared
+    assert other.shared._graph.train_step is table.shared._graph.train_step
+    assert other.shared._graph.parts.config.data.draw == 20
+
+
 @pytest.mark.parametrize(
     ("section", "change"),
     [
@@ -99,6 +136,9 @@ def test_cells_that_are_added_are_those_of_a_table_made_at_once(config, shared, 
         ("optim", {"groups": (*STILL, GroupConfig("encoder/", 0.0))}),
         ("optim", {"accumulate": 2}),
         ("optim", {"skip": 1}),
+        ("optim", {"start": "run"}),
+        ("optim", {"ema": 0.9}),
+        ("knowledge", {"text": "verbalise"}),
         ("optim", {"steps": 10**7}),
         ("gain", {"learning_rates": (1e-2, 1e-3)}),
         ("data", {"pack": 64}),
@@ -106,11 +146,13 @@ def test_cells_that_are_added_are_those_of_a_table_made_at_once(config, shared, 
     ],
 )
 def test_what_differs_between_rows_or_cannot_be_kept_is_not_shared(config, section, change):
-    parts, _ = build(config)
+    parts, splits = build(config)
 
     def shares(config):
         model = make_model(config, parts.knowledge, parts.labels)
-        return can_share(Trainer(dataclasses.replace(parts, config=config, model=model)))
+        trainer = Trainer(dataclasses.replace(parts, config=config, model=model))
+        return can_share(trainer, *(parts.dataset(s) for s in (splits.select, splits.train)))
 
     other = dataclasses.replace(getattr(config, section), **change)
-    assert shares(config) and not shares(dataclasses.replace(config, **{section: other}))
+    rest = {"eval": EvalConfig(every=2, batch=16, ema=True)} if "ema" in change else {}
+    assert shares(config) and not shares(dataclasses.replace(config, **{section: other}, **rest))

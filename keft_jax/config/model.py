@@ -102,7 +102,7 @@ class FusionConfig:
     where there is dropout. apart: each by a loss of its own, so that the text learns what it would
     without a graph (but for what it reads of it by the exchanges; a group of `optim` can keep these
     at nothing). It alone chooses the checkpoint, and how much the graph's answer counts is fitted
-    on the selection split (1 without one)."""
+    on the selection split (1 without one, and where a further term trains the sum)."""
 
     def __post_init__(self) -> None:
         check(

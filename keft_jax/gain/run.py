@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ class GainRun:
         self._remembered: dict[int, tuple[Dataset, Dataset]] = {}
         self._ready()
 
-    def _ready(self) -> None:
-        """What follows from the parts, the data and the trainer."""
+    def _ready(self, shared: SharedText | None = None) -> None:
+        """What follows from the parts, the data and the trainer. shared: whose compiled steps this
+        table can go on with."""
         task = self.parts.task
         self.variants = Variants(self.trainer, self.workdir, self.say)
         self.metric = self.config.eval.metric or task.metrics[0]
@@ -80,8 +82,10 @@ class GainRun:
         self.score = own.score if own else ""
         """Of tasks/corpus.py, where the metric is no mean over examples."""
         self.cheap = Cheap(self.parts, self.metric, self.train, self.select, self.tests)
-        sets = (self.select, *self.tests.values())
-        self.shared = SharedText(self.trainer) if can_share(self.trainer, *sets) else None
+        self.shared: SharedText | None = None
+        if can_share(self.trainer, self.select, *self.tests.values()):
+            kept = shared and shared.over(self.trainer)
+            self.shared = kept or SharedText(self.trainer)
 
     def again(self, config: Config, workdir: Path) -> GainRun:
         """A table by another config, which takes over all that is equal: files and graph (unless
@@ -102,9 +106,10 @@ class GainRun:
         if config.optim == self.config.optim:
             other.trainer = copy.copy(self.trainer)
             other.trainer.parts, other.trainer.given = other.parts, other.given
+            other._ready(self.shared)
         else:
             other.trainer = Trainer(other.parts, other.given)
-        other._ready()
+            other._ready()
         return other
 
     def run(self) -> None:
@@ -211,22 +216,23 @@ class GainRun:
         chosen = Cell.load(first).info["learning_rate"]
         return (chosen,), tuple(sorted((r for r in rates if r < chosen), reverse=True))
 
+    def _clock(self) -> float:
+        """Seconds, but for those of texts that rows share."""
+        return time.perf_counter() - (self.shared.seconds if self.shared else 0)
+
     def _train(self, row: str, seed: int, sets: Sequence[Dataset]) -> Cell:
         train, select, *tests = sets
         trainer = self.variants.trainer(row, seed)
         model = self.shared or trainer
+        learn = self.shared.fit if self.shared else partial(fit, trainer)
         rates, spare = self._rates(row, seed)
         best: tuple[float, float, Fit] | None = None
-        begin, trials, diverged = time.perf_counter(), 0, []
+        begin, trials, diverged = self._clock(), 0, []
         while rates:
             rate, rates = rates[0], rates[1:]
             trials += 1
             try:
-                one = (
-                    self.shared.fit(train, select, seed)
-                    if self.shared
-                    else fit(trainer, train, select, seed=seed, learning_rate=rate)
-                )
+                one = learn(train, select, seed=seed, learning_rate=rate)
             except NotFiniteError as error:
                 diverged.append(rate)
                 self.say(f"{row}, seed {seed}: learning rate {rate:g} is left out: {error}")
@@ -257,8 +263,8 @@ class GainRun:
             "learning_rate": rate,
             "trials": trials,
             "diverged": diverged,
-            "seconds": time.perf_counter() - begin,
-            "compilations": model.compilations,
+            "seconds": self._clock() - begin,
+            "compilations": trainer.compilations,
         }
         cell = Cell(row, seed, metrics, choice, chosen.progress.curve, info)
         if row == JUDGED and seed == self.config.seed and can_draw(self.parts, tests[0]):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from keft_jax.models.heads import GRAPH_SCALE
 from keft_jax.models.pretrained import flat, overlay
 from keft_jax.models.sample import surround
 from keft_jax.sharding import on_mesh
+from keft_jax.tasks.task import AsGiven
 from keft_jax.train.loop import Fit, Trainer, fit
 from keft_jax.train.parts import Parts, make_model
 from keft_jax.train.remember import MOST, make_reader, reads_for_the_task_alone, remember
@@ -29,23 +31,27 @@ from keft_jax.train.weigh import Judged
 
 def can_share(trainer: Trainer[Parts], *datasets: Dataset) -> bool:
     """Whether the text model of a seed is the same in all rows, and what it says of the steps'
-    batches and of these data sets can be kept."""
-    config, model = trainer.parts.config, trainer.parts.model
+    batches, of the selection split in each evaluation and of the test splits (`datasets`, in this
+    order) can be kept."""
+    parts, config, model = trainer.parts, trainer.parts.config, trainer.parts.model
     optim, depth = config.optim, config.encoder.layers
     moving = [path for path in flat(model.abstract()) if optim.scale_of(path)]
-    most = max([optim.steps * optim.batch, *(len(one.texts) for one in datasets)])
+    select, *tests = (len(one.texts) for one in datasets)
+    judged = -(-optim.steps // config.eval.every) * select
+    kept = optim.steps * optim.batch + judged + sum(tests)
     return (
         bool(model.alone)
         and model.module.at == (depth - 1,)
-        and model.module.frozen < depth  # else what the encoder says is remembered anyway
+        and model.module.frozen < depth  # else there is little to save (train/remember.py)
+        and isinstance(parts.task, AsGiven)
         # Tokens read nothing of the nodes, whose names are of a word table that stays.
         and not any(path.startswith(("exchanges/", "encoder/embed/word")) for path in moving)
         and not optim.start
         and reads_for_the_task_alone(config)
-        and not config.gain.learning_rates  # of which each row chooses its own
+        and len(config.gain.learning_rates) < 2  # of which each row chooses its own
         and not (optim.skip or config.eval.ema or optim.accumulate > 1)
         and trainer.mesh.size == 1
-        and most * config.data.buckets[-1] * config.encoder.width * 4 <= MOST
+        and kept * config.data.buckets[-1] * config.encoder.width * 4 <= MOST
     )
 
 
@@ -55,9 +61,9 @@ class Text:
 
     seed: int
     steps: list[np.ndarray] = field(default_factory=list)  # [b, l, d] of each step's batch
-    judged: list[tuple[Tree, np.ndarray]] = field(default_factory=list)
-    """Of each evaluation: the parameters behind the encoder, and the states of the selection
-    split."""
+    judged: list[tuple[Tree, np.ndarray, Any]] = field(default_factory=list)
+    """Of each evaluation: the parameters behind the encoder, the states of the selection split, and
+    what a step is chosen by."""
     best: Tree = field(default_factory=dict)  # its parameters at the best step
     said: dict[int, np.ndarray] = field(default_factory=dict)  # by the best ones, of a data set
 
@@ -83,12 +89,23 @@ class SharedText:
         self._graph: Trainer[Parts] = Trainer(parts, trainer.given)
         self._read, self._say_in_step = make_reader(self._graph), jax.jit(self._states_of_step)
         self._text: Text | None = None
+        self.seconds = 0.0
+        """That texts have taken."""
 
-    def fit(self, train: Dataset, select: Dataset, seed: int) -> Fit:
+    def over(self, trainer: Trainer[Parts]) -> SharedText:
+        """The same compiled steps for other draws, and another selection split."""
+        other, config = copy.copy(self), trainer.parts.config
+        other._whole, other._graph, other._text = trainer, copy.copy(self._graph), None
+        config = dataclasses.replace(config, optim=self._graph.parts.config.optim)
+        other._graph.parts = dataclasses.replace(self._graph.parts, config=config)
+        other._graph.given = trainer.given
+        return other
+
+    def fit(self, train: Dataset, select: Dataset, *, seed: int, learning_rate: float) -> Fit:
         """As `train.loop.fit`, of the row that the data sets are of."""
         if self._text is None or self._text.seed != seed:
             self._text = None  # the last seed's memory is free before this one takes its own
-            self._text = self._learn(train, select, seed)
+            self._text = self._learn(train, select, seed, learning_rate)
         text, graph = self._text, self._graph
         states, judged = iter(text.steps), iter(text.judged)
 
@@ -97,10 +114,12 @@ class SharedText:
             return graph.train_step(state, frozen, batch)
 
         def judge(params: Tree, select: Dataset) -> Judged:
-            behind, said = next(judged)
-            return graph.judge(overlay(params, behind), _with_states(select, said))
+            behind, said, chosen_by = next(judged)
+            found = graph.judge(overlay(params, behind), _with_states(select, said))
+            return found._replace(chosen_by=chosen_by)  # in which rounding has decided already
 
-        done = fit(_replace(graph, step, judge), train, select, seed=seed)
+        other = _replace(graph, step, judge)
+        done = fit(other, train, select, seed=seed, learning_rate=learning_rate)
         return dataclasses.replace(done, best_params=overlay(done.best_params, text.best))
 
     def evaluate(self, params: Tree, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -112,13 +131,9 @@ class SharedText:
             said[id(dataset.texts)] = self._say(params, dataset)
         return self._graph.evaluate(params, _with_states(dataset, said[id(dataset.texts)]))
 
-    @property
-    def compilations(self) -> int:
-        return self._graph.compilations
-
-    def _learn(self, train: Dataset, select: Dataset, seed: int) -> Text:
+    def _learn(self, train: Dataset, select: Dataset, seed: int, rate: float) -> Text:
         """Trains on the row of text alone, and keeps what is said meanwhile."""
-        text, whole = Text(seed), self._whole
+        text, whole, begin = Text(seed), self._whole, time.perf_counter()
 
         def step(state: Any, frozen: Any, batch: Any) -> Any:
             text.steps.append(np.asarray(self._say_in_step(state, frozen, batch)))
@@ -126,12 +141,15 @@ class SharedText:
 
         def judge(params: Tree, select: Dataset) -> Judged:
             own = {path: jax.device_get(at(params, path)) for path in self._behind}
-            text.judged.append((put_at({}, own), self._say(params, select)))
-            return whole.judge(params, select)
+            found = whole.judge(params, select)
+            text.judged.append((put_at({}, own), self._say(params, select), found.chosen_by))
+            return found
 
         plain = [with_row(one, one.knowledge, PLAIN, 0) for one in (train, select)]
-        best = fit(_replace(whole, step, judge), *plain, seed=seed).best_params
+        other = _replace(whole, step, judge)
+        best = fit(other, *plain, seed=seed, learning_rate=rate).best_params
         text.best = put_at({}, {path: at(best, path) for path in self._of_text})
+        self.seconds += time.perf_counter() - begin
         return text
 
     def _say(self, params: Tree, dataset: Dataset) -> np.ndarray:
@@ -152,6 +170,7 @@ class SharedText:
 
 
 def _replace(trainer: Trainer[Parts], step: Any, judge: Any) -> Trainer[Parts]:
+    trainer.warm()
     other: Any = copy.copy(trainer)
     other.train_step, other.judge = step, judge
     return other

@@ -129,6 +129,10 @@ class Trainer(Generic[P]):
             return {}
         return load_weights(locate(pretrained), self.parts.model.abstract())
 
+    def warm(self) -> None:
+        """Reads what every run with this trainer starts from, so that copies of it need not."""
+        _ = self._beside, self._start
+
     def _check_divides(self, ways: int) -> None:
         optim = self.parts.config.optim
         size = (optim.batch + optim.unlabelled) // optim.accumulate

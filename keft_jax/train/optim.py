@@ -110,14 +110,21 @@ def _scales(config: OptimConfig, abstract: Any) -> Any:
 
 
 def _clip(most: float, alone: tuple[str, ...]) -> optax.GradientTransformation:
-    clip = optax.clip_by_global_norm(most)
-    if not alone:
-        return clip
+    """By the global norm of each side: the parameters of `alone`, and the others."""
 
-    def sides(tree: Any) -> Any:
-        return jax.tree.map(lambda path: path.startswith(alone), paths(tree))
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        leaves, tree = jax.tree.flatten(updates)
+        sides = [path.startswith(alone) for path in jax.tree.leaves(paths(updates))]
+        for side in set(sides):
+            own = [i for i, of in enumerate(sides) if of == side]
+            norm = optax.tree.norm([leaves[i] for i in own])
+            for i in own:  # as optax.clip_by_global_norm
+                scaled = leaves[i] / norm.astype(leaves[i].dtype) * most
+                leaves[i] = jnp.where(norm < most, leaves[i], scaled)
+        return jax.tree.unflatten(tree, leaves), state
 
-    return optax.partition({True: clip, False: clip}, sides)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _scale_by(scales: Any) -> optax.GradientTransformation:
