@@ -83,7 +83,7 @@ class GainRun:
         """Of tasks/corpus.py, where the metric is no mean over examples."""
         self.cheap = Cheap(self.parts, self.metric, self.train, self.select, self.tests)
         self.shared: SharedText | None = None
-        if can_share(self.trainer, self.select, *self.tests.values()):
+        if can_share(self.trainer, self.train, self.select, self.tests.values()):
             kept = shared and shared.over(self.trainer)
             self.shared = kept or SharedText(self.trainer)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,16 +30,19 @@ from keft_jax.train.rows import at, put_at
 from keft_jax.train.weigh import Judged
 
 
-def can_share(trainer: Trainer[Parts], *datasets: Dataset) -> bool:
-    """Whether the text model of a seed is the same in all rows, and what it says of the steps'
-    batches, of the selection split in each evaluation and of the test splits (`datasets`, in this
-    order) can be kept."""
+def can_share(
+    trainer: Trainer[Parts], train: Dataset, select: Dataset, tests: Iterable[Dataset]
+) -> bool:
+    """Whether the text model of a seed is the same in all rows, and what it says can be kept: of
+    the steps' batches, of the selection split in each evaluation and of the test splits."""
     parts, config, model = trainer.parts, trainer.parts.config, trainer.parts.model
     optim, depth = config.optim, config.encoder.layers
     moving = [path for path in flat(model.abstract()) if optim.scale_of(path)]
-    select, *tests = (len(one.texts) for one in datasets)
-    judged = -(-optim.steps // config.eval.every) * select
-    kept = optim.steps * optim.batch + judged + sum(tests)
+    buckets = np.array(config.data.buckets)
+    of_text = buckets[np.searchsorted(buckets[:-1], train.lengths)].mean()
+    judged = -(-optim.steps // config.eval.every) * len(select.texts)
+    whole = judged + sum(len(test.texts) for test in tests)
+    tokens = optim.steps * optim.batch * of_text + whole * buckets[-1]
     return (
         bool(model.alone)
         and model.module.at == (depth - 1,)
@@ -51,7 +55,7 @@ def can_share(trainer: Trainer[Parts], *datasets: Dataset) -> bool:
         and len(config.gain.learning_rates) < 2  # of which each row chooses its own
         and not (optim.skip or config.eval.ema or optim.accumulate > 1)
         and trainer.mesh.size == 1
-        and kept * config.data.buckets[-1] * config.encoder.width * 4 <= MOST
+        and tokens * config.encoder.width * 4 <= MOST
     )
 
 
