@@ -190,8 +190,9 @@ class GainRun:
             there = json.loads((self.workdir / "manifest.json").read_text("utf-8"))
             if found := find_difference(there, manifest):
                 key, old, new = found
+                name = "definition of its rows (gain/rows.py)" if key == "rows" else key
                 raise KeftError(
-                    f"{self.workdir}: holds a table with {key} = {old!r}, this one has {new!r}; "
+                    f"{self.workdir}: holds a table with {name} = {old!r}, this one has {new!r}; "
                     "give another --workdir"
                 )
         self.workdir.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ class SharedText:
         self._read, self._say_in_step = make_reader(self._graph), jax.jit(self._states_of_step)
         self._text: Text | None = None
         self.seconds = 0.0
-        """That texts have taken."""
+        """That texts have taken: to train, and to be read."""
 
     def over(self, trainer: Trainer[Parts]) -> SharedText:
         """The same compiled steps for other draws, and another selection split."""
@@ -132,7 +132,9 @@ class SharedText:
             raise ValueError("nothing is trained yet")
         said = self._text.said
         if id(dataset.texts) not in said:
+            begin = time.perf_counter()
             said[id(dataset.texts)] = self._say(params, dataset)
+            self.seconds += time.perf_counter() - begin
         return self._graph.evaluate(params, _with_states(dataset, said[id(dataset.texts)]))
 
     def _learn(self, train: Dataset, select: Dataset, seed: int, rate: float) -> Text:

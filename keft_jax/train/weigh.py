@@ -50,12 +50,12 @@ class Weigher:
 
     def __call__(self, params: Tree, select: Any) -> Judged:
         """With the scale that fits this split best; with the one that they have where the graph
-        says nothing of it. Raises NotFiniteError."""
+        is nowhere, or says nothing. Raises NotFiniteError."""
         rows = self._evaluator.rows(self._step, params, select)
         there, label, weight = rows["there"], rows["label"], rows["weight"]
         old = at(params, GRAPH_SCALE)
         scale = float(fetch(old)[0])
-        if (weight * there).any():
+        if (weight * there).any() and rows["graph"].any():
             scale = fit_scale(self._task, rows["text"], rows["graph"], label, weight * there)
             # What the first process finds, for all.
             scale = float(exchange(repr(scale))[0])
