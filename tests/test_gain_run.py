@@ -206,7 +206,7 @@ def test_another_tokenizer_is_refused(config, tmp_path):
         claim("where is it")
     # One whose rows meant something else does not.
     (folder / "manifest.json").write_text(json.dumps(manifest | {"rows": 1}))
-    with pytest.raises(KeftError, match=f"rows = 1, this one has {DEFINITION}"):
+    with pytest.raises(KeftError, match=f"rows .* = 1, this one has {DEFINITION}"):
         claim("where is it")
 
 
