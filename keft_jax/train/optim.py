@@ -111,6 +111,7 @@ def _scales(config: OptimConfig, abstract: Any) -> Any:
 
 def _clip(most: float, alone: tuple[str, ...]) -> optax.GradientTransformation:
     """By the global norm of each side: the parameters of `alone`, and the others."""
+    clip = optax.clip_by_global_norm(most)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -118,13 +119,12 @@ def _clip(most: float, alone: tuple[str, ...]) -> optax.GradientTransformation:
         sides = [path.startswith(alone) for path in jax.tree.leaves(paths(updates))]
         for side in set(sides):
             own = [i for i, of in enumerate(sides) if of == side]
-            norm = optax.tree.norm([leaves[i] for i in own])
-            for i in own:  # as optax.clip_by_global_norm
-                scaled = leaves[i] / norm.astype(leaves[i].dtype) * most
-                leaves[i] = jnp.where(norm < most, leaves[i], scaled)
+            clipped, _ = clip.update([leaves[i] for i in own], state)
+            for i, leaf in zip(own, clipped, strict=True):
+                leaves[i] = leaf
         return jax.tree.unflatten(tree, leaves), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(clip.init, update)
 
 
 def _scale_by(scales: Any) -> optax.GradientTransformation:
