@@ -32,7 +32,8 @@ from keft_jax.config import (
 def get_config(arg: str = "300") -> Config:
     labels, mode = read_arg(arg)
     select = largest((16, 32, 100, 300), labels)
-    steps = 60 if 0 < labels <= 50 else 120 if 0 < labels <= 300 else 200 if labels else 600
+    most = (300 if mode == "scratch" else 200) if labels else 600
+    steps = 60 if 0 < labels <= 50 else 120 if 0 < labels <= 300 else most
     data = "data/sst2"
     config = Config(
         name=f"sst2-{labels or 'all'}",
@@ -69,6 +70,8 @@ def get_config(arg: str = "300") -> Config:
                 GroupConfig("exchanges/", 0.0),
                 GroupConfig("head/around", 4.0),
                 *((GroupConfig("head/out", 8.0),) if mode == "frozen" else ()),
+                # What is read of names that mean nothing yet would be memorised.
+                *((GroupConfig("nodes/", 0.0),) if mode == "scratch" else ()),
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),

@@ -55,8 +55,8 @@ def with_mode(config: Config, mode: str) -> Config:
     if mode == "frozen":
         groups = [*(GroupConfig(f"{part}/", 0.0) for part in _TEXT), *groups]
     else:
-        dropout = encoder.dropout
-        encoder = EncoderConfig(layers=4, width=256, heads=4, mlp=1024, dropout=dropout)
+        dropout = max(encoder.dropout, 0.3)  # it learns little else than its few labels
+        encoder = EncoderConfig(layers=4, width=128, heads=4, mlp=512, dropout=dropout)
     return dataclasses.replace(
         config,
         name=f"{config.name}-{mode}",
