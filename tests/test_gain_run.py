@@ -15,7 +15,7 @@ from keft_jax.gain.draw import draw_examples
 from keft_jax.gain.finish import merge_tables
 from keft_jax.gain.rows import DEFINITION
 from keft_jax.gain.run import run_gain
-from keft_jax.gain.splits import audit_splits, given
+from keft_jax.gain.splits import audit_splits, given, make_split
 from keft_jax.train.loop import NotFiniteError
 
 ROWS = ("none", "untyped", "shuffled", "true")
@@ -132,6 +132,26 @@ def test_no_example_is_drawn_unasked(table, runner):
     true = Cell.load(table[0] / "cells" / "true-0.npz")
     given = runner.trainer, None, runner.tests["test"], "test", "hits@1", true, true
     assert draw_examples(*given, most=0) == []
+
+
+def test_an_empty_field_names_no_slice(runner):
+    test, parts = runner.tests["test"], runner.parts
+    texts = enumerate(test.examples)
+    valued = [dataclasses.replace(e, slices=("yes" if i < 3 else "",)) for i, e in texts]
+    test = dataclasses.replace(test, examples=valued)
+    data = dataclasses.replace(parts.config.data, slices=("chosen",))
+    config = dataclasses.replace(parts.config, data=data)
+    split = make_split("test", test, dataclasses.replace(parts, config=config))
+    ours = {k: mask.sum() for k, mask in split.slices.items() if k.startswith("chosen")}
+    assert ours == {"chosen=yes": 3}
+
+
+def test_what_is_left_is_told_by_cells_of_its_kind(runner):
+    missing = [("majority", 0), ("none", 0), ("true", 0)]
+    assert "majority" in runner.cheap.rows
+    assert runner._left({True: [1.0]}, missing) == ""
+    assert runner._left({True: [1.0]}, missing[:1]) == "; about 0.0 min left"
+    assert runner._left({True: [1.0], False: [50.0, 70.0]}, missing) == "; about 2.0 min left"
 
 
 def test_selection_on_a_reported_split_is_seen_by_its_examples(runner, config):

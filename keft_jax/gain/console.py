@@ -33,7 +33,9 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
             f"  {summary['metric']}, {count(part['n'], 'example')} in "
             f"{count(part['clusters'], 'cluster')}",
         )
-        table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+        # Fits a terminal of 80 columns.
+        narrow: Any = {"show_edge": False, "pad_edge": False, "collapse_padding": True}
+        table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE, **narrow)
         for head in ("row", "score", "95 % interval", "seeds", f"{JUDGED} − row", "95 % interval"):
             table.add_column(head, justify="left" if head == "row" else "right", no_wrap=True)
         for row in summary["rows"]:

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,10 @@ class GainRun:
         ]
         if self.shared:  # all rows of a seed beside its text
             missing.sort(key=lambda cell: (cell[0] not in self.cheap.rows, cell[1]))
-        begin = time.perf_counter()
+        took: dict[bool, list[float]] = {}
         ready: dict[tuple[str, int, Knowledge], list[Dataset]] = {}
         for done, (row, seed) in enumerate(missing, 1):
+            begin = time.perf_counter()
             if row in self.cheap.rows:
                 cell = self.cheap.cell(row, seed, self.drawn(seed))
             else:
@@ -140,12 +141,20 @@ class GainRun:
                     ready[key] = [with_row(self._remember(s), knowledge, *key[:2]) for s in sets]
                 cell = self._train(row, seed, ready[key])
             cell.save(self.workdir / "cells")
-            left = (time.perf_counter() - begin) / done * (len(missing) - done)
+            took.setdefault(row in self.cheap.rows, []).append(time.perf_counter() - begin)
             score = np.mean([score_of(m[self.metric], self.score) for m in cell.metrics.values()])
             self.say(
                 f"[{done}/{len(missing)}] {row}, seed {seed}: {self.metric} {score:.3f}, "
-                f"{cell.info['seconds']:.1f} s; about {left / 60:.1f} min left"
+                f"{cell.info['seconds']:.1f} s{self._left(took, missing[done:])}"
             )
+
+    def _left(self, took: Mapping[bool, list[float]], missing: list[tuple[str, int]]) -> str:
+        """How long the missing cells will take, where some of their kind (cheap or not) are done:
+        a cheap one is no measure of the others."""
+        kinds = [row in self.cheap.rows for row, _ in missing]
+        if not set(kinds) <= set(took):
+            return ""
+        return f"; about {sum(np.mean(took[kind]) for kind in kinds) / 60:.1f} min left"
 
     def _remember(self, dataset: Dataset) -> Dataset:
         """With the states after the layers that stay, the same for every row and seed."""

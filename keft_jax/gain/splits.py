@@ -64,7 +64,8 @@ def make_split(name: str, dataset: Dataset, parts: Parts) -> Split:
             masks[f"{k} hop{'s' if k > 1 else ''}"] = far == k
     for i, field in enumerate(parts.config.data.slices):
         values = np.array([e.slices[i] for e in examples])
-        masks |= {f"{field}={value}": values == value for value in np.unique(values)[:MAX_VALUES]}
+        named = np.unique(values[values != ""])[:MAX_VALUES]
+        masks |= {f"{field}={value}": values == value for value in named}
     return Split(
         name,
         cluster=np.array([e.cluster or str(e.id) for e in examples]),
