@@ -68,13 +68,18 @@ def get_config(arg: str = "300") -> Config:
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.08),
                 GroupConfig("exchanges/", 0.0),
-                GroupConfig("head/around", 4.0),
+                GroupConfig("head/around", 2.0 if mode == "scratch" else 4.0),
                 *((GroupConfig("head/out", 8.0),) if mode == "frozen" else ()),
                 # What is read of names that mean nothing yet would be memorised.
                 *((GroupConfig("nodes/", 0.0),) if mode == "scratch" else ()),
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
-        gain=GainConfig(rows=("none", "dictionary", "shuffled", "random", "true"), seeds=5),
+        gain=GainConfig(
+            rows=("none", "dictionary", "shuffled", "random", "true"),
+            seeds=5,
+            # From scratch few texts are learned by heart at a rate that many of them need.
+            learning_rates=(1e-4, 1e-3) if mode == "scratch" else (),
+        ),
     )
     return with_mode(config, mode)
