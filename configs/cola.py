@@ -53,7 +53,7 @@ def get_config(arg: str = "all") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
-        fusion=FusionConfig(kind="cross_attention", layers=(-1,), trains="apart"),
+        fusion=FusionConfig(kind="cross_attention", layers=(-1,), trains="apart", centred=True),
         optim=OptimConfig(
             steps=steps,
             batch=16,

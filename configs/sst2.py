@@ -32,8 +32,10 @@ from keft_jax.config import (
 def get_config(arg: str = "300") -> Config:
     labels, mode = read_arg(arg)
     select = largest((16, 32, 100, 300), labels)
-    most = (300 if mode == "scratch" else 200) if labels else 600
-    steps = 60 if 0 < labels <= 50 else 120 if 0 < labels <= 300 else most
+    steps = 60 if 0 < labels <= 50 else 120 if 0 < labels <= 300 else 200 if labels else 600
+    scratch, rate = mode == "scratch", 5e-4
+    if scratch and steps == 200:
+        steps, rate = 300, 1e-3
     data = "data/sst2"
     config = Config(
         name=f"sst2-{labels or 'all'}",
@@ -54,11 +56,13 @@ def get_config(arg: str = "300") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
-        fusion=FusionConfig(kind="cross_attention", layers=(-1,), trains="apart"),
+        fusion=FusionConfig(
+            kind="cross_attention", layers=(-1,), trains="apart", calibrated=scratch
+        ),
         optim=OptimConfig(
             steps=steps,
             batch=16,
-            learning_rate=5e-4,
+            learning_rate=rate,
             # The trained encoder moves slowly, what starts at zero fast. Word table and entity rows
             # stay as they are: most of their rows are never met in so few sentences, and what is
             # met would be memorised. So would be what tokens read of nodes: the lexicons reach the
@@ -68,18 +72,13 @@ def get_config(arg: str = "300") -> Config:
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.08),
                 GroupConfig("exchanges/", 0.0),
-                GroupConfig("head/around", 2.0 if mode == "scratch" else 4.0),
+                GroupConfig("head/around", 2.0 if scratch else 4.0),
                 *((GroupConfig("head/out", 8.0),) if mode == "frozen" else ()),
                 # What is read of names that mean nothing yet would be memorised.
-                *((GroupConfig("nodes/", 0.0),) if mode == "scratch" else ()),
+                *((GroupConfig("nodes/", 0.0),) if scratch else ()),
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
-        gain=GainConfig(
-            rows=("none", "dictionary", "shuffled", "random", "true"),
-            seeds=5,
-            # From scratch few texts are learned by heart at a rate that many of them need.
-            learning_rates=(1e-4, 1e-3) if mode == "scratch" else (),
-        ),
+        gain=GainConfig(rows=("none", "dictionary", "shuffled", "random", "true"), seeds=5),
     )
     return with_mode(config, mode)

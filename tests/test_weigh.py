@@ -11,6 +11,7 @@ from keft_jax.config import (
     ConsistencyConfig,
     EvalConfig,
     FusionConfig,
+    KeftError,
     MeshConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -23,7 +24,15 @@ from keft_jax.train.evaluator import Evaluator
 from keft_jax.train.loop import Trainer
 from keft_jax.train.parts import build
 from keft_jax.train.run import load_given, load_run, train
-from keft_jax.train.weigh import DEVIATION, SCALES, USUAL, fit_scale, read_apart, scale_of
+from keft_jax.train.weigh import (
+    DEVIATION,
+    SCALES,
+    USUAL,
+    fit_scale,
+    fit_temperature,
+    read_apart,
+    scale_of,
+)
 
 TASK = Classification(("no", "yes", "perhaps"))
 TEXT = 2.0
@@ -118,6 +127,77 @@ def test_texts_of_which_the_graph_says_nothing_do_not_count(tmp_path, monkeypatc
     rows["there"] = np.ones(4000, bool)
     found = trainer.judge(params, select).params["head"]["graph_scale"]
     assert float(found[0]) < 0.7
+
+
+def with_rows(config, monkeypatch, text, graph, label, weight, there=None):
+    """(judge of these answers, parameters)."""
+    trainer, params, select = knowing(config)
+    told = {"text": text, "graph": graph, "label": label, "weight": weight}
+    told |= {"there": np.ones(len(text), bool) if there is None else there}
+    told |= {"example": np.arange(len(text))}
+    monkeypatch.setattr(trainer._weigher._evaluator, "rows", lambda *_: told)
+    return lambda: trainer.judge(params, select)
+
+
+@pytest.mark.parametrize("sure", [1.0, 8.0])
+def test_a_text_that_is_too_sure_does_not_silence_the_graph(tmp_path, monkeypatch, sure):
+    config = apart(tmp_path)
+    text, graph, label, weight = made(300, knows=1.0)
+    found = {}
+    for calibrated in (False, True):
+        fusion = dataclasses.replace(config.fusion, calibrated=calibrated)
+        config = dataclasses.replace(config, fusion=fusion)
+        judge = with_rows(config, monkeypatch, sure * text, graph, label, weight)
+        found[calibrated] = float(judge().params["head"]["graph_scale"][0])
+    assert found[True] == pytest.approx(sure, rel=0.35)
+    assert found[False] <= SCALES[-1]  # beside eight times that sure a text it would be a whisper
+
+
+def test_a_text_that_knows_its_few_examples_is_not_made_surer():
+    text, _, label, weight = made(16, knows=0.0)
+    right = 0.1 * text + 5 * np.eye(3, dtype=np.float32)[label]
+    assert fit_temperature(TASK, right, label, weight) == 1
+    text, _, label, weight = made(4000, knows=0.0)
+    assert fit_temperature(TASK, 4 * text, label, weight) == pytest.approx(4, rel=0.3)
+
+
+def test_what_the_graph_says_of_all_alike_is_taken_off_it(tmp_path, monkeypatch):
+    config = apart(tmp_path)
+    config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, centred=True))
+    text, graph, label, weight = made(300, knows=0.5)
+    there = np.arange(300) < 200
+    graph[~there] = 0
+    shift = np.array([1.5, -0.5, 3.0], np.float32)
+    both = [
+        with_rows(config, monkeypatch, text, graph + there[:, None] * s, label, weight, there)()
+        for s in (0 * shift, shift)
+    ]
+    heads = [judged.params["head"] for judged in both]
+    np.testing.assert_allclose(heads[0]["graph_offset"], -graph[there].mean(0), atol=1e-5)
+    np.testing.assert_allclose(heads[1]["graph_offset"], -graph[there].mean(0) - shift, atol=1e-5)
+    assert heads[0]["graph_scale"] == heads[1]["graph_scale"]
+    for name, values in both[0].rows.items():
+        np.testing.assert_allclose(both[1].rows[name], values, rtol=1e-4, err_msg=name)
+    # Where it is not, the text answers.
+    for name, values in both[0].chosen_by.items():
+        np.testing.assert_array_equal(both[0].rows[name][~there], values[~there], err_msg=name)
+
+
+def test_a_centred_model_answers_as_it_was_judged(tmp_path):
+    config = apart(tmp_path)
+    config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, centred=True))
+    trainer, params, select = knowing(config)
+    new, rows, _ = trainer.judge(params, select)
+    assert np.abs(new["head"]["graph_offset"]).max() > 0
+    wanted = trainer.evaluate(new, select)
+    for name, values in rows.items():
+        np.testing.assert_allclose(values, wanted[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["calibrated", "centred"])
+def test_what_is_fitted_needs_two_answers(name):
+    with pytest.raises(KeftError, match=f"fusion.{name} = True: needs fusion.trains=apart"):
+        FusionConfig(trains="together", **{name: True})
 
 
 def knowing(config):

@@ -103,6 +103,12 @@ class FusionConfig:
     without a graph (but for what it reads of it by the exchanges; a group of `optim` can keep these
     at nothing). It alone chooses the checkpoint, and how much the graph's answer counts is fitted
     on the selection split (1 without one, and where a further term trains the sum)."""
+    calibrated: bool = False
+    """Apart: the graph's answer is weighed beside the text's at the temperature, 1 or more, that
+    suits that one (Guo et al. 2017). For a text model that is sure of what it has by heart."""
+    centred: bool = False
+    """Apart: what the graph's answer is on average over the selection split is taken off it. Two
+    that know how frequent the labels are would tell it twice, which costs where they are uneven."""
 
     def __post_init__(self) -> None:
         check(
@@ -111,3 +117,10 @@ class FusionConfig:
             self.layers,
             "name a layer, or set fusion.kind=none",
         )
+        for name in ("calibrated", "centred"):
+            check(
+                self.trains == "apart" or not getattr(self, name),
+                f"fusion.{name}",
+                getattr(self, name),
+                "needs fusion.trains=apart: otherwise the two learn one answer",
+            )

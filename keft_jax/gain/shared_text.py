@@ -18,7 +18,7 @@ from keft_jax.config import GroupConfig
 from keft_jax.data.features import Dataset, with_row
 from keft_jax.gain.rows import PLAIN
 from keft_jax.models.functional import Tree
-from keft_jax.models.heads import GRAPH_SCALE
+from keft_jax.models.heads import GRAPH_OFFSET, GRAPH_SCALE
 from keft_jax.models.pretrained import flat, overlay
 from keft_jax.models.sample import surround
 from keft_jax.sharding import on_mesh
@@ -78,7 +78,8 @@ class SharedText:
     def __init__(self, trainer: Trainer[Parts]):
         self._whole, parts = trainer, trainer.parts
         names = list(flat(parts.model.abstract()))
-        ours = [p for p in names if not p.startswith(parts.model.alone) and p != GRAPH_SCALE]
+        of_graph = (*parts.model.alone, GRAPH_SCALE, GRAPH_OFFSET)
+        ours = [p for p in names if not p.startswith(of_graph)]
         self._of_text, self._behind = ours, [p for p in ours if not p.startswith("encoder/")]
         # The same optimizer, under which what is of the text stays. A path may begin another.
         groups = [

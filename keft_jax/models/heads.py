@@ -48,7 +48,8 @@ class ClassifyHead(nnx.Module):
         inner, label = ("graph", config.graph.width), ("label", sizes.labels)
         self.around = Linear(inner, label, kernel=zeros, bias=False) if reads else None
         self.rate, self.trains = config.encoder.dropout, config.fusion.trains
-        self.graph_scale = graph_scale() if reads and self.trains == "apart" else None
+        self.graph_scale: Any = graph_scale(config) if reads else None
+        self.graph_offset: Any = graph_offset(config, sizes.labels) if reads else None
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         if self.pooler is None:
@@ -63,7 +64,8 @@ class ClassifyHead(nnx.Module):
         # One set of nodes: those of all mentions.
         around_b1w, there_b1 = edges.around(nodes_bnw, batch.graph.nodes["mention"][:, None])
         delta = self.around(around_b1w[:, 0])
-        return add_graph(logits, delta, there_b1, self.graph_scale, self.trains, self.rate, key)
+        fitted = self.graph_scale, self.graph_offset
+        return add_graph(logits, delta, there_b1, fitted, self.trains, self.rate, key)
 
 
 class TagHead(nnx.Module):
@@ -128,7 +130,8 @@ class AnchorHead(nnx.Module):
             self.context = Linear(("relation", kinds), label, kernel=zeros, bias=False)
             self.relations = 2 * sizes.relations
         self.rate, self.trains = config.encoder.dropout, config.fusion.trains
-        self.graph_scale = graph_scale() if self.fused and self.trains == "apart" else None
+        self.graph_scale: Any = graph_scale(config) if self.fused else None
+        self.graph_offset: Any = graph_offset(config, sizes.labels) if self.fused else None
 
     def __call__(self, x_bld, nodes_bnw, edges, batch: Batch, names, word_vd, key):
         at_bk1 = batch.targets[self.term].position[..., None]
@@ -162,27 +165,33 @@ class AnchorHead(nnx.Module):
         kinds_be = kinds_bkr.reshape(len(kinds_bkr), -1)
         delta = delta + self.context(dropout(kinds_be, CONTEXT_DROPOUT, fold(key, 1)))
         there_b1 = (node_bk >= 0).any(1, keepdims=True)
-        answer = add_graph(logits, delta, there_b1, self.graph_scale, self.trains, self.rate, key)
+        fitted = self.graph_scale, self.graph_offset
+        answer = add_graph(logits, delta, there_b1, fitted, self.trains, self.rate, key)
         return answer._replace(node_gate=gate_bn)
 
 
 READS_GRAPH = ("gate", "node", "around", "context")
 """Parts of heads that nothing but the graph goes into."""
-GRAPH_SCALE = "head/graph_scale"
+GRAPH_SCALE, GRAPH_OFFSET = "head/graph_scale", "head/graph_offset"
 
 
-def graph_scale() -> Any:
+def graph_scale(config: Config) -> Any:
     """What the graph's logits are multiplied by where text and graph are trained apart, f32[1]. In
     training it is 1: no gradient goes into it, and since its path ends in `scale` it is not decayed
     (train/optim.py). What is judged and kept has the one that train/weigh.py sets."""
-    return param((1,), ("one",), ones)
+    return param((1,), ("one",), ones) if config.fusion.trains == "apart" else None
+
+
+def graph_offset(config: Config, labels: int) -> Any:
+    """What is added to them before, f32[c], with fusion.centred. In training it is 0, as above."""
+    return param((labels,), ("label",), zeros) if config.fusion.centred else None
 
 
 def add_graph(
     logits: jax.Array,
     delta: jax.Array,
     there_b1: jax.Array,
-    scale: Any,  # graph_scale(), for `apart`; else None
+    fitted: tuple[Any, Any],  # graph_scale and graph_offset
     trains: Literal["together", "by_turns", "apart"],
     rate: float,
     key: jax.Array | None,
@@ -203,7 +212,11 @@ def add_graph(
     if trains != "apart":
         return Answer(logits + delta)
     there_b = there_b1[:, 0]
-    both = logits + jax.lax.stop_gradient(use(scale)) * delta
+    scale, offset = fitted
+    counted = delta
+    if offset is not None:
+        counted = jnp.where(there_b1, delta + jax.lax.stop_gradient(use(offset)), 0)
+    both = logits + jax.lax.stop_gradient(use(scale)) * counted
     return Answer(both, alone=((logits, jnp.ones_like(there_b)), (delta, there_b)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from keft_jax.config import KeftError
 from keft_jax.models.functional import Tree
-from keft_jax.models.heads import GRAPH_SCALE
+from keft_jax.models.heads import GRAPH_OFFSET, GRAPH_SCALE
 from keft_jax.models.pretrained import flat, put
 from keft_jax.sharding import fetch
 from keft_jax.train.given import Given
@@ -52,8 +52,9 @@ def take_over(given: Given, its: Parts, params: Any) -> Given:
     for path, struct in flat(model.abstract()).items():
         part, value = path.split("/")[0], values.get(path)
         total[part] += 1
-        if value is None or (part == "head" and not same_task) or path == GRAPH_SCALE:
-            continue  # that scale is fitted to what the run ended with
+        fitted = path in (GRAPH_SCALE, GRAPH_OFFSET)  # to what the run ended with
+        if value is None or (part == "head" and not same_task) or fitted:
+            continue
         if axes[path][0] == "entity":
             value = _entities(value, struct.shape, entities)
         elif axes[path][0] == "relation":

@@ -8,6 +8,7 @@ its facts tell nothing of the labels as where they tell all.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from keft_jax.data.batch import LabelTarget
 from keft_jax.distributed import exchange
 from keft_jax.models.functional import Tree
 from keft_jax.models.fusion import Output
-from keft_jax.models.heads import GRAPH_SCALE
+from keft_jax.models.heads import GRAPH_OFFSET, GRAPH_SCALE
 from keft_jax.models.pretrained import flat
 from keft_jax.sharding import fetch, place
 from keft_jax.tasks.task import Task
@@ -42,25 +43,30 @@ class Judged(NamedTuple):
 
 
 class Weigher:
-    """Judges a model whose head reads text and graph apart, and sets its scale."""
+    """Judges a model whose head reads text and graph apart, and sets its scale and its offset."""
 
     def __init__(self, evaluator: Evaluator):
         self._evaluator, self._task = evaluator, evaluator.parts.task
         self._step = evaluator.compile(read_apart)
+        self._calibrated = evaluator.parts.config.fusion.calibrated
 
     def __call__(self, params: Tree, select: Any) -> Judged:
         """With the scale that fits this split best; with the one that they have where the graph
         is nowhere, or says nothing. Raises NotFiniteError."""
         rows = self._evaluator.rows(self._step, params, select)
         there, label, weight = rows["there"], rows["label"], rows["weight"]
-        old = at(params, GRAPH_SCALE)
-        scale = float(fetch(old)[0])
-        if (weight * there).any() and rows["graph"].any():
-            scale = fit_scale(self._task, rows["text"], rows["graph"], label, weight * there)
+        graph, scale = rows["graph"], float(fetch(at(params, GRAPH_SCALE))[0])
+        if (weight * there).any() and graph.any():
+            offset = np.zeros(graph.shape[1], np.float32)
+            if GRAPH_OFFSET in flat(params):
+                offset -= np.average(graph, axis=0, weights=weight * there)
+                graph = np.where(there[:, None], graph + offset, 0)
+            given = label, weight * there
+            sure = fit_temperature(self._task, rows["text"], *given) if self._calibrated else 1.0
+            scale = sure * fit_scale(self._task, rows["text"] / sure, graph, *given)
             # What the first process finds, for all.
-            scale = float(exchange(repr(scale))[0])
-            new = np.full(old.shape, scale, old.dtype)
-            params = put_at(params, {GRAPH_SCALE: place(new, old.sharding)})
+            scale, *found = json.loads(exchange(json.dumps([scale, *offset.tolist()]))[0])
+            params = _set(params, {GRAPH_SCALE: [scale], GRAPH_OFFSET: found})
         target: Any = LabelTarget(label=label, weight=weight)
 
         def score(logits: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,7 +74,15 @@ class Weigher:
             return dict(self._task.merge(found | {"example": rows["example"]}, select))
 
         text = score(rows["text"])
-        return Judged(params, score(rows["text"] + np.float32(scale) * rows["graph"]), text)
+        return Judged(params, score(rows["text"] + np.float32(scale) * graph), text)
+
+
+def _set(params: Tree, values: dict[str, list[float]]) -> Tree:
+    """With these values at the paths that are there."""
+    old, there = flat(params), {}
+    for path in old.keys() & values.keys():
+        there[path] = place(np.array(values[path], old[path].dtype), old[path].sharding)
+    return put_at(params, there)
 
 
 def scale_of(params: Tree) -> dict[str, float]:
@@ -97,6 +111,15 @@ def fit_scale(
     found = np.asarray(_losses(task, pairs.reshape(-1, 2), text, graph, target), np.float64)
     best = found.reshape(pairs.shape[:2]).min(1)
     return float(SCALES[np.argmin(best + ((SCALES - USUAL) / DEVIATION) ** 2 / 2)])
+
+
+def fit_temperature(task: Task, logits: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
+    """Of `logits` f32[n, c], the temperature with the smallest loss: 1 or more, since a model that
+    fits its few examples is not to be made surer. label, weight: as above."""
+    target: Any = LabelTarget(label=label, weight=weight)
+    least = TEMPERATURES[TEMPERATURES >= 1]
+    pairs = np.stack([np.zeros_like(least), least], -1)
+    return float(least[np.argmin(_losses(task, pairs, logits, logits, target))])
 
 
 @partial(jax.jit, static_argnums=0)
