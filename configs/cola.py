@@ -64,7 +64,7 @@ def get_config(arg: str = "all") -> Config:
                 GroupConfig("encoder/", 0.2),
                 # As in configs/sst2.py: what the graph says is weighed on the selection split.
                 GroupConfig("exchanges/", 0.0),
-                GroupConfig("head/around", 4.0),
+                GroupConfig("head/around", 0.5),
             ),
         ),
         eval=EvalConfig(every=steps // 3, batch=64, metric="matthews"),
