@@ -34,7 +34,7 @@ def get_config(arg: str = "300") -> Config:
     select = largest((16, 32, 100, 300), labels)
     steps = 60 if 0 < labels <= 50 else 120 if 0 < labels <= 300 else 200 if labels else 600
     scratch, rate = mode == "scratch", 5e-4
-    if scratch and steps == 200:
+    if scratch and labels > 300:  # `all` was not tried
         steps, rate = 300, 1e-3
     data = "data/sst2"
     config = Config(
@@ -74,7 +74,8 @@ def get_config(arg: str = "300") -> Config:
                 GroupConfig("exchanges/", 0.0),
                 GroupConfig("head/around", 2.0 if scratch else 4.0),
                 *((GroupConfig("head/out", 8.0),) if mode == "frozen" else ()),
-                # What is read of names that mean nothing yet would be memorised.
+                # What is read of names that mean nothing yet would be memorised: the head reads a
+                # random map of what is around.
                 *((GroupConfig("nodes/", 0.0),) if scratch else ()),
             ),
         ),

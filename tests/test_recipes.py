@@ -20,7 +20,7 @@ MODES = ("", "frozen", "scratch", "text")
 OWN = {
     "quickstart": ("",),
     "metaqa": ("folder",),
-    "sst2": ("100", *(f"100,{mode}" for mode in MODES[1:])),
+    "sst2": ("100", *(f"100,{mode}" for mode in MODES[1:]), "1000,scratch", "all"),
     "semi": ("labelled", "self-training", "consistency", "soft", "mlm"),
     "pretrain": ("knowledge", "plain", "wikitext"),
 }

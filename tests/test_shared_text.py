@@ -61,6 +61,21 @@ def shared(config, tmp_path_factory):
     return folder, cells
 
 
+def test_what_is_taken_off_the_graph_is_of_the_graph(config, tmp_path, monkeypatch):
+    fusion = dataclasses.replace(config.fusion, centred=True, calibrated=True)
+    gain = dataclasses.replace(config.gain, rows=("none", "true"), seeds=1)
+    config = dataclasses.replace(config, fusion=fusion, gain=gain)
+    table, shared = made(config, tmp_path / "shared")
+    assert table.shared is not None
+    monkeypatch.setattr(gain_run, "can_share", lambda *_: False)
+    for key, one in made(config, tmp_path / "plain")[1].items():
+        assert one.choice == shared[key].choice and one.curve == shared[key].curve
+        ours, theirs = one.metrics["test"], shared[key].metrics["test"]
+        np.testing.assert_array_equal(ours["accuracy"], theirs["accuracy"], err_msg=str(key))
+        scale = shared[key].info.get("graph_scale")
+        assert one.info.get("graph_scale") == (scale and pytest.approx(scale)), key
+
+
 def test_cells_are_those_of_rows_that_are_trained_one_by_one(config, shared, tmp_path, monkeypatch):
     monkeypatch.setattr(gain_run, "can_share", lambda *_: False)
     table, plain = made(config, tmp_path)

@@ -95,12 +95,16 @@ def apart(folder):
 
 def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     config = apart(tmp_path / "data")
+    config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, centred=True))
     summary = train(config, tmp_path / "run", quiet=True)
     parts, params = load_run(tmp_path / "run", make_mesh(config.mesh))
     evaluator = Evaluator(parts)
     read = evaluator.compile(lambda *given: read_apart(*given) | {"sum": given[0].logits})
     rows = evaluator.rows(read, params, parts.ready(parts.read(config.data.select)))
     weight = rows["weight"] * rows["there"]
+    offset = -np.average(rows["graph"], axis=0, weights=weight)
+    np.testing.assert_allclose(params["head"]["graph_offset"], offset, rtol=1e-5)
+    rows["graph"] = np.where(rows["there"][:, None], rows["graph"] + offset, 0)
     scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], weight)
     assert float(params["head"]["graph_scale"][0]) == pytest.approx(scale)
     assert summary["graph_scale"] == pytest.approx(scale) != 1
@@ -110,7 +114,7 @@ def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     start = dataclasses.replace(config.optim, start=str(tmp_path / "run"))
     parts = build(dataclasses.replace(config, optim=start))[0]
     fresh = Trainer(parts, load_given(parts)).fresh(0).params["head"]
-    assert float(fresh["graph_scale"][0]) == 1
+    assert float(fresh["graph_scale"][0]) == 1 and not fresh["graph_offset"].any()
     np.testing.assert_array_equal(fresh["out"]["kernel"], params["head"]["out"]["kernel"])
 
 
@@ -139,14 +143,16 @@ def with_rows(config, monkeypatch, text, graph, label, weight, there=None):
     return lambda: trainer.judge(params, select)
 
 
-@pytest.mark.parametrize("sure", [1.0, 8.0])
-def test_a_text_that_is_too_sure_does_not_silence_the_graph(tmp_path, monkeypatch, sure):
+def test_a_text_that_is_too_sure_does_not_silence_the_graph(tmp_path, monkeypatch):
     config = apart(tmp_path)
     config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, calibrated=True))
-    text, graph, label, weight = made(300, knows=1.0)
-    judge = with_rows(config, monkeypatch, sure * text, graph, label, weight)
-    # Beyond SCALES, where beside a text eight times that sure it would be a whisper.
-    assert float(judge().params["head"]["graph_scale"][0]) == pytest.approx(sure, rel=0.35)
+    # What the text says of those that the graph does not know is no measure.
+    known, others = made(300, knows=1.0), made(3000, knows=0.0, seed=1)
+    text, graph, label, weight = (np.concatenate(pair) for pair in zip(known, others, strict=True))
+    text[:300] *= 8
+    judge = with_rows(config, monkeypatch, text, graph, label, weight, np.arange(3300) < 300)
+    found = float(judge().params["head"]["graph_scale"][0])
+    assert found == pytest.approx(8, rel=0.35) and found > SCALES[-1]
 
 
 def test_a_text_that_knows_its_few_examples_is_not_made_surer():
@@ -220,13 +226,16 @@ def test_a_step_is_chosen_by_the_text_alone_and_scored_by_both(tmp_path):
 
 def test_the_scale_is_that_of_any_number_of_devices(tmp_path):
     one = apart(tmp_path)
+    one = dataclasses.replace(one, fusion=dataclasses.replace(one.fusion, centred=True))
     found = []
     for mesh in (one.mesh, MeshConfig(data=2, fsdp=4)):
         trainer, params, select = knowing(dataclasses.replace(one, mesh=mesh))
-        weighed = trainer.judge(params, select).params["head"]["graph_scale"]
-        assert weighed.sharding == params["head"]["graph_scale"].sharding
-        found.append(float(weighed[0]))
-    assert found[0] == found[1] != 1
+        head, old = trainer.judge(params, select).params["head"], params["head"]
+        for name in ("graph_scale", "graph_offset"):
+            assert head[name].sharding == old[name].sharding
+        found.append((float(head["graph_scale"][0]), np.asarray(head["graph_offset"])))
+    assert found[0][0] == found[1][0] != 1
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
 
 
 def test_without_facts_and_where_the_sum_is_trained_it_stays_at_one(tmp_path):
