@@ -62,7 +62,8 @@ def get_config(arg: str = "all") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
-                # As in configs/sst2.py: what the graph says is weighed on the selection split.
+                # As in configs/sst2.py: what the graph says is weighed on the selection split. It
+                # learns slowly, since there is nothing to learn (docs/results.md on that choice).
                 GroupConfig("exchanges/", 0.0),
                 GroupConfig("head/around", 0.5),
             ),
