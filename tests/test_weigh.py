@@ -27,7 +27,6 @@ from keft_jax.train.run import load_given, load_run, train
 from keft_jax.train.weigh import (
     DEVIATION,
     SCALES,
-    USUAL,
     fit_scale,
     fit_temperature,
     read_apart,
@@ -54,15 +53,17 @@ def made(examples: int, *, knows: float, seed: int = 0):
 def test_a_large_split_finds_what_the_graph_is_worth(knows, sure):
     text, graph, label, weight = made(4000, knows=knows)
     # Both more or less sure than they should be: it is the ratio that decides.
-    assert fit_scale(TASK, sure * text, sure * graph, label, weight) == pytest.approx(
-        knows, abs=0.1
-    )
+    found = fit_scale(TASK, sure * text, sure * graph, label, weight, 0.7)
+    assert found == pytest.approx(knows, abs=0.1)
 
 
-def test_a_small_split_stays_near_the_usual():
-    found = [fit_scale(TASK, *made(4, knows=0.0, seed=seed)) for seed in range(8)]
-    assert fit_scale(TASK, *made(1000, knows=0.0)) == 0
-    assert np.mean(found) > USUAL - DEVIATION
+@pytest.mark.parametrize("expected", [0.0, 0.7])
+def test_a_small_split_stays_near_what_is_expected(expected):
+    knows = 0.7 - expected  # the other
+    found = [fit_scale(TASK, *made(4, knows=knows, seed=seed), expected) for seed in range(8)]
+    assert abs(np.mean(found) - expected) < DEVIATION
+    large = fit_scale(TASK, *made(1000, knows=knows), expected)
+    assert large == pytest.approx(knows, abs=0.1)
 
 
 def test_padding_changes_nothing():
@@ -71,7 +72,7 @@ def test_padding_changes_nothing():
         np.concatenate([x, y]) for x, y in zip(made(200, knows=0.5), made(9, knows=0), strict=True)
     ]
     more[3][200:] = 0
-    assert fit_scale(TASK, *more) == fit_scale(TASK, text, graph, label, weight)
+    assert fit_scale(TASK, *more, 0.7) == fit_scale(TASK, text, graph, label, weight, 0.7)
 
 
 def test_labels_of_which_several_hold_are_weighed_too():
@@ -79,7 +80,7 @@ def test_labels_of_which_several_hold_are_weighed_too():
     text, graph = rng.normal(0, 2, (2, 3000, 4)).astype(np.float32)
     label = (rng.random((3000, 4)) < 1 / (1 + np.exp(-text - 0.5 * graph))).astype(np.float32)
     task = EntityTyping(("a", "b", "c", "d"))
-    found = fit_scale(task, text, graph, label, np.ones(3000, np.float32))
+    found = fit_scale(task, text, graph, label, np.ones(3000, np.float32), 0.7)
     assert found == pytest.approx(0.5, abs=0.1)
 
 
@@ -95,7 +96,8 @@ def apart(folder):
 
 def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     config = apart(tmp_path / "data")
-    config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, centred=True))
+    fusion = dataclasses.replace(config.fusion, centred=True, expected_scale=1.2)
+    config = dataclasses.replace(config, fusion=fusion)
     summary = train(config, tmp_path / "run", quiet=True)
     parts, params = load_run(tmp_path / "run", make_mesh(config.mesh))
     evaluator = Evaluator(parts)
@@ -105,7 +107,7 @@ def test_a_run_keeps_the_scale_that_it_was_chosen_with(tmp_path):
     offset = -np.average(rows["graph"], axis=0, weights=weight)
     np.testing.assert_allclose(params["head"]["graph_offset"], offset, rtol=1e-5)
     rows["graph"] = np.where(rows["there"][:, None], rows["graph"] + offset, 0)
-    scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], weight)
+    scale = fit_scale(parts.task, rows["text"], rows["graph"], rows["label"], weight, 1.2)
     assert float(params["head"]["graph_scale"][0]) == pytest.approx(scale)
     assert summary["graph_scale"] == pytest.approx(scale) != 1
     assert np.abs(rows["graph"]).max() > 0

@@ -106,6 +106,9 @@ class FusionConfig:
     calibrated: bool = False
     """Apart: the graph's answer is weighed beside the text's at the temperature, 1 or more, that
     suits that one (Guo et al. 2017). For a text model that is sure of what it has by heart."""
+    expected_scale: float = 0.7
+    """Apart: how much the graph's answer counts before a selection split is seen; a hundred of its
+    examples outweigh that. 0: not at all until they speak for it, where facts need not tell."""
     centred: bool = False
     """Apart: what the graph's answer is on average over the selection split is taken off it. Two
     that know how frequent the labels are would tell it twice, which costs where they are uneven."""
@@ -124,3 +127,9 @@ class FusionConfig:
                 getattr(self, name),
                 "needs fusion.trains=apart: otherwise the two learn one answer",
             )
+        check(
+            0 <= self.expected_scale <= 2,
+            "fusion.expected_scale",
+            self.expected_scale,
+            "use a number from 0 to 2: the scales that are tried",
+        )

@@ -28,8 +28,8 @@ from keft_jax.train.rows import at, put_at
 
 SCALES = np.linspace(0.0, 2.0, 41, dtype=np.float32)
 TEMPERATURES = np.geomspace(0.05, 20.0, 25, dtype=np.float32)
-USUAL, DEVIATION = 0.7, 0.3
-"""Of the scale, before anything is seen: a prior that a hundred examples outweigh."""
+DEVIATION = 0.3
+"""Of the scale from fusion.expected_scale, before anything is seen."""
 
 
 class Judged(NamedTuple):
@@ -48,7 +48,7 @@ class Weigher:
     def __init__(self, evaluator: Evaluator):
         self._evaluator, self._task = evaluator, evaluator.parts.task
         self._step = evaluator.compile(read_apart)
-        self._calibrated = evaluator.parts.config.fusion.calibrated
+        self._fusion = evaluator.parts.config.fusion
 
     def __call__(self, params: Tree, select: Any) -> Judged:
         """With the scale that fits this split best; with the one that they have where the graph
@@ -62,8 +62,10 @@ class Weigher:
                 offset -= np.average(graph, axis=0, weights=weight * there)
                 graph = np.where(there[:, None], graph + offset, 0)
             given = label, weight * there
-            sure = fit_temperature(self._task, rows["text"], *given) if self._calibrated else 1.0
-            scale = sure * fit_scale(self._task, rows["text"] / sure, graph, *given)
+            fitted = self._fusion.calibrated
+            sure = fit_temperature(self._task, rows["text"], *given) if fitted else 1.0
+            expected = self._fusion.expected_scale
+            scale = sure * fit_scale(self._task, rows["text"] / sure, graph, *given, expected)
             # What the first process finds, for all.
             scale, *found = json.loads(exchange(json.dumps([scale, *offset.tolist()]))[0])
             params = _set(params, {GRAPH_SCALE: [scale], GRAPH_OFFSET: found})
@@ -101,16 +103,21 @@ def read_apart(output: Output, target: Any) -> dict[str, jax.Array]:
 
 
 def fit_scale(
-    task: Task, text: np.ndarray, graph: np.ndarray, label: np.ndarray, weight: np.ndarray
+    task: Task,
+    text: np.ndarray,
+    graph: np.ndarray,
+    label: np.ndarray,
+    weight: np.ndarray,
+    expected: float,
 ) -> float:
     """The scale of `graph` f32[n, c] at which `text + scale * graph`, at the temperature that suits
-    it best, has the smallest loss, a normal prior on the scale added. label, weight: the target's,
-    [n, ...] and f32[n]."""
+    it best, has the smallest loss, a normal prior around the expected scale added. label, weight:
+    the target's, [n, ...] and f32[n]."""
     target: Any = LabelTarget(label=label, weight=weight)
     pairs = np.stack(np.meshgrid(SCALES, TEMPERATURES, indexing="ij"), -1)
     found = np.asarray(_losses(task, pairs.reshape(-1, 2), text, graph, target), np.float64)
     best = found.reshape(pairs.shape[:2]).min(1)
-    return float(SCALES[np.argmin(best + ((SCALES - USUAL) / DEVIATION) ** 2 / 2)])
+    return float(SCALES[np.argmin(best + ((SCALES - expected) / DEVIATION) ** 2 / 2)])
 
 
 def fit_temperature(task: Task, logits: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
