@@ -198,10 +198,22 @@ def test_a_centred_model_answers_as_it_was_judged(tmp_path):
         np.testing.assert_allclose(values, wanted[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["calibrated", "centred"])
-def test_what_is_fitted_needs_two_answers(name):
-    with pytest.raises(KeftError, match=f"fusion.{name} = True: needs fusion.trains=apart"):
-        FusionConfig(trains="together", **{name: True})
+@pytest.mark.parametrize(
+    ("name", "value"), [("calibrated", True), ("centred", True), ("expected_scale", 0.0)]
+)
+def test_what_is_fitted_needs_two_answers_and_a_fit(tmp_path, name, value):
+    with pytest.raises(KeftError, match=f"fusion.{name} = {value}: needs fusion.trains=apart"):
+        FusionConfig(trains="together", **{name: value})
+    config = apart(tmp_path)
+    fusion = dataclasses.replace(config.fusion, **{name: value})
+    summed = ObjectiveConfig(consistency=ConsistencyConfig(weight=1.0))
+    with pytest.raises(KeftError, match=f"fusion.{name} = {value}: .* nothing is fitted"):
+        dataclasses.replace(config, fusion=fusion, objective=summed)
+
+
+def test_a_scale_that_is_not_tried_is_not_expected():
+    with pytest.raises(KeftError, match=r"fusion.expected_scale = 3\.0: use a number from 0 to 2"):
+        FusionConfig(trains="apart", expected_scale=3.0)
 
 
 def knowing(config):

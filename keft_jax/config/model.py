@@ -120,11 +120,11 @@ class FusionConfig:
             self.layers,
             "name a layer, or set fusion.kind=none",
         )
-        for name in ("calibrated", "centred"):
+        for name, value in self.fitted.items():
             check(
-                self.trains == "apart" or not getattr(self, name),
+                self.trains == "apart",
                 f"fusion.{name}",
-                getattr(self, name),
+                value,
                 "needs fusion.trains=apart: otherwise the two learn one answer",
             )
         check(
@@ -133,3 +133,9 @@ class FusionConfig:
             self.expected_scale,
             "use a number from 0 to 2: the scales that are tried",
         )
+
+    @property
+    def fitted(self) -> dict[str, bool | float]:
+        """What is asked of the fit on the selection split, where that is not the default."""
+        usual = {"calibrated": False, "centred": False, "expected_scale": 0.7}
+        return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}

@@ -207,3 +207,8 @@ class ObjectiveConfig:
         names = [schedule.of for schedule in self.schedules]
         twice = sorted({name for name in names if names.count(name) > 1})
         check(not twice, "objective.schedules.of", twice, "one schedule for each")
+
+    @property
+    def of_sum(self) -> bool:
+        """Whether a term trains what text and graph answer together (fusion.trains)."""
+        return self.distill.active or self.consistency.weight > 0

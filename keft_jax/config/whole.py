@@ -76,6 +76,14 @@ class Config:
             self.fusion.trains,
             f"what {self.task.kind} reads of text and graph is not taken apart; use together",
         )
+        for name, value in self.fusion.fitted.items():
+            check(
+                not self.objective.of_sum,
+                f"fusion.{name}",
+                value,
+                "objective.distill and objective.consistency train the sum of text and graph as it "
+                "is, and nothing is fitted; leave it out",
+            )
         self._check_knowledge()
         self._check_unlabelled()
         if self.data.pack:

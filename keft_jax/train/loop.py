@@ -100,10 +100,8 @@ class Trainer(Generic[P]):
         evaluator, objective = self._evaluator, self.parts.config.objective
         if not isinstance(evaluator, Evaluator):
             return None
-        # These terms train the sum, as it is.
-        summed = objective.distill.active or objective.consistency.weight > 0
         there = GRAPH_SCALE in flat(self.parts.model.abstract())
-        return Weigher(evaluator) if there and not summed else None
+        return Weigher(evaluator) if there and not objective.of_sum else None
 
     def judge(self, params: Tree, select: Any) -> Judged:
         """Parameters on a selection split, with the weight of the graph's answer that fits it,
