@@ -166,6 +166,19 @@ def test_table_on_a_terminal(made):
         assert row in text
 
 
+def test_a_table_fits_eighty_columns():
+    split = Split("test", np.arange(60).astype(str), np.full(60, ""))
+    rows = dict.fromkeys(("none", "true", "linear-dictionary", "kg-teacher-shuffled"), 0.5)
+    rows |= {"true": 1.0, "none": 0.0}
+    cells = make_cells("test", 5, rows=rows)
+    summary = summarise(cells, [split], "hits@1", task="kgqa", draws=200)
+    console = Console(width=80, file=io.StringIO())
+    print_table(summary, console)
+    text = console.file.getvalue()
+    assert "+100.0" in text and all(row in text for row in rows)  # nothing is cut off
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+
+
 def test_plot_is_a_png(made, tmp_path):
     _, cells, summary = made
     plot(summary, cells, tmp_path / "gain.png")
