@@ -66,6 +66,10 @@ def test_splits(name, raw, tmp_path):
     what the recipe names is there, and its fields can be read."""
     parts = make(name, raw, tmp_path / "a")
     selects = sorted((p for p in parts if p.startswith("select")), key=lambda p: len(parts[p]))
+    if name == "squad":  # those of another part that have an answer
+        for part in ("pool", "select", "test"):
+            answered = parts.pop(f"answered-{part}")
+            assert answered == [row for row in parts[part] if row["answers"]] != []
     for small in selects[:-1]:
         assert parts[small] == parts[selects[-1]][: len(parts[small])]
         del parts[small]
@@ -78,9 +82,10 @@ def test_splits(name, raw, tmp_path):
             assert not texts[one] & texts[other]
             groups = [groups_of(name, parts[part]) for part in (one, other)]
             assert not groups[0] & groups[1]
-    config = load_config_file(str(ROOT / f"configs/{name}.py"))
-    for path in (config.data.train, config.data.select, *config.data.test):
-        assert read_examples(tmp_path / "a" / Path(path).name, config.data)
+    for arg in ("", *([":answered"] if name == "squad" else [])):
+        config = load_config_file(str(ROOT / f"configs/{name}.py{arg}"))
+        for path in (config.data.train, config.data.select, *config.data.test):
+            assert read_examples(tmp_path / "a" / Path(path).name, config.data)
     for path in (config.knowledge.kg, config.knowledge.aliases, config.knowledge.descriptions):
         assert not path or (tmp_path / "a" / Path(path).name).is_file()
     make(name, raw, tmp_path / "b")

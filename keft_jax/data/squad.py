@@ -5,6 +5,7 @@ kg.tsv, aliases.tsv, descriptions.tsv    as in named.py; no question is read for
 test.jsonl      questions on articles that are in no other file
 select.jsonl    questions for choosing a checkpoint, likewise
 pool.jsonl      questions on the other articles
+answered-*      of each of the three the questions with an answer, as in SQuAD 1.1
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def generate(source: str, folder: Path) -> None:
     rows = read_questions(raw / FILE)
     counts = TEST_QUESTIONS, SELECT_QUESTIONS
     test, select, pool = set_apart(rows, lambda row: row["cluster"], *counts)
-    write_jsonl(folder / "test.jsonl", test)
-    write_jsonl(folder / "select.jsonl", select)
     write_named_graph(raw, folder)
-    write_jsonl(folder / "pool.jsonl", pool)
+    for name, part in (("test", test), ("select", select), ("pool", pool)):
+        write_jsonl(folder / f"answered-{name}.jsonl", [row for row in part if row["answers"]])
+        write_jsonl(folder / f"{name}.jsonl", part)
 
 
 def read_questions(file: Path) -> list[Row]:
