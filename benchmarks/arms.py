@@ -85,9 +85,9 @@ def compare(
     draw(list(samples.values()), DRAWS, rng)
     out: dict[str, dict[str, Estimate]] = {}
     for name, sample in samples.items():
-        out[name] = {row: sample.estimate(row, None, rng) for row in values}
+        out[name] = {row: sample.estimate(row) for row in values}
         known = [(a, b) for a, b in pairs if a in values and b in values]
-        out[name] |= {f"{a} - {b}": sample.estimate(a, b, rng) for a, b in known}
+        out[name] |= {f"{a} - {b}": sample.estimate(a, b) for a, b in known}
         print(f"\n{name}: {sample.n} examples")
         for thing, estimate in out[name].items():
             print(f"  {thing:44} {show(estimate)}")

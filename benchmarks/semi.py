@@ -150,7 +150,7 @@ def summarise(cells: list[Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     sample = Sample(dict(values), np.arange(size), np.ones(size, bool))
     draw([sample], 10_000, rng)
-    scores = {row: sample.estimate(row, None, rng).json() for row in values}
+    scores = {row: sample.estimate(row).json() for row in values}
     gains = {}
     for row in values:
         mode, _, known = row.rpartition("-")
@@ -159,7 +159,7 @@ def summarise(cells: list[Any]) -> dict[str, Any]:
             rivals.add(f"self-training-{known}")
         for plain in sorted(rivals):
             if plain in values:
-                gains[f"{row} - {plain}"] = sample.estimate(row, plain, rng).json()
+                gains[f"{row} - {plain}"] = sample.estimate(row, plain).json()
     others = [row for row in values if not row.startswith("labelled")]
     best = max(others, key=lambda row: float(np.mean(selected[row])), default=None)
     keys = ("consistency/kept", "consistency/right", "cpu_seconds", "learning_rate")

@@ -69,7 +69,7 @@ def test_a_label_that_a_draw_may_lack_moves_no_interval():
     sample = Sample(values, np.arange(60), np.ones(60, bool), SCORES["macro_f1"])
     draw([sample], 2_000, np.random.default_rng(0))
     point = f1_score(gold, said, average="macro")
-    assert sample.estimate("true", None, np.random.default_rng(1)).mean == pytest.approx(point)
+    assert sample.estimate("true").mean == pytest.approx(point)
     assert sample.draws_bx.mean() == pytest.approx(point, abs=0.01)
 
 
@@ -77,7 +77,7 @@ def test_the_interval_is_that_of_a_slow_bootstrap(answers):
     gold, cluster, said = answers
     sample = Sample(counts(gold, said), cluster, np.ones(N, bool), SCORES["macro_f1"])
     draw([sample], 2_000, np.random.default_rng(1))
-    got = sample.estimate("true", "none", np.random.default_rng(2))
+    got = sample.estimate("true", "none")
 
     def gain(seed, which):
         one, two = (
@@ -147,3 +147,30 @@ def test_a_mean_by_sums_has_the_interval_of_the_mean(answers):
     rows = {"gold": gold, "choice": said["true"][0]}
     macro = Corpus(COUNT, "macro_f1")(rows)
     assert macro == pytest.approx(f1_score(gold, said["true"][0], average="macro"))
+
+
+def test_equal_answers_keep_the_rule_of_three_beside_a_row_below_zero(answers):
+    gold, cluster, said = answers
+    gold, cluster = gold % 2, cluster % 30
+    two = {row: {seed: choice % 2 for seed, choice in said[row].items()} for row in said}
+    two |= {"none": two["true"], "linear": {seed: 1 - c for seed, c in two["true"].items()}}
+    values = {
+        row: {seed: count_labels(2)({"gold": gold, "choice": choice}) for seed, choice in s.items()}
+        for row, s in two.items()
+    }
+    sample = Sample(values, cluster, np.ones(N, bool), SCORES["matthews"])
+    draw([sample], 500, np.random.default_rng(0))
+    assert sample.estimate("linear").mean < 0
+    assert sample.estimate("true", "none").interval == pytest.approx((-0.1, 0.1))
+    low, high = sample.estimate("true", "linear").interval
+    assert 0 < low < high <= 2
+
+
+def test_a_row_more_moves_no_interval_of_the_others(answers):
+    gold, cluster, said = answers
+    found = []
+    for rows in (said, {"untyped": said["none"], **said}):
+        sample = Sample(counts(gold, rows), cluster, np.ones(N, bool), SCORES["macro_f1"])
+        draw([sample], 500, np.random.default_rng(0))
+        found.append(sample.estimate("true", "none"))
+    assert found[0] == found[1]

@@ -209,6 +209,9 @@ def test_what_is_fitted_needs_two_answers_and_a_fit(tmp_path, name, value):
     summed = ObjectiveConfig(consistency=ConsistencyConfig(weight=1.0))
     with pytest.raises(KeftError, match=f"fusion.{name} = {value}: .* nothing is fitted"):
         dataclasses.replace(config, fusion=fusion, objective=summed)
+    data = dataclasses.replace(config.data, select="")
+    with pytest.raises(KeftError, match=f"fusion.{name} = {value}: is fitted on the selection"):
+        dataclasses.replace(config, fusion=fusion, data=data)
 
 
 def test_a_scale_that_is_not_tried_is_not_expected():
@@ -252,18 +255,25 @@ def test_the_scale_is_that_of_any_number_of_devices(tmp_path):
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
 
 
-def test_without_facts_and_where_the_sum_is_trained_it_stays_at_one(tmp_path):
+def test_without_facts_it_is_the_expected_one(tmp_path):
     config = apart(tmp_path)
-    trainer, params, select = knowing(config)
+    fusion = dataclasses.replace(config.fusion, centred=True, expected_scale=0.2)
+    trainer, params, select = knowing(dataclasses.replace(config, fusion=fusion))
     empty = with_row(select, trainer.parts.knowledge, "none", 0)
-    assert trainer.judge(params, empty).params is params
-    assert scale_of(params) == {"graph_scale": 1}
+    found = trainer.judge(params, empty).params
+    assert scale_of(found) == {"graph_scale": pytest.approx(0.2)}
+    assert not np.asarray(found["head"]["graph_offset"]).any()
+
+
+def test_where_the_sum_is_trained_it_stays_at_one(tmp_path):
+    config = apart(tmp_path)
     agree = ObjectiveConfig(consistency=ConsistencyConfig(weight=1.0))
     data = dataclasses.replace(config.data, unlabelled=config.data.train)
     optim = dataclasses.replace(config.optim, unlabelled=8, ema=0.9)
     both = dataclasses.replace(config, objective=agree, data=data, optim=optim)
     trainer, params, select = knowing(both)
     assert trainer.judge(params, select).params is params
+    assert scale_of(params) == {"graph_scale": 1}
 
 
 def test_nothing_is_trained_into_the_scale(tmp_path):

@@ -107,8 +107,9 @@ class FusionConfig:
     """Apart: the graph's answer is weighed beside the text's at the temperature, 1 or more, that
     suits that one (Guo et al. 2017). For a text model that is sure of what it has by heart."""
     expected_scale: float = 0.7
-    """Apart: how much the graph's answer counts before a selection split is seen; a hundred of its
-    examples outweigh that. 0: not at all until they speak for it, where facts need not tell."""
+    """Apart: how much the graph's answer counts before the selection split is seen; a hundred of
+    its examples outweigh that, if their loss depends on it. 0: not at all until they speak for it,
+    where facts need not tell."""
     centred: bool = False
     """Apart: what the graph's answer is on average over the selection split is taken off it. Two
     that know how frequent the labels are would tell it twice, which costs where they are uneven."""
@@ -120,7 +121,7 @@ class FusionConfig:
             self.layers,
             "name a layer, or set fusion.kind=none",
         )
-        for name, value in self.fitted.items():
+        for name, value in self.asked_of_fit.items():
             check(
                 self.trains == "apart",
                 f"fusion.{name}",
@@ -135,7 +136,7 @@ class FusionConfig:
         )
 
     @property
-    def fitted(self) -> dict[str, bool | float]:
-        """What is asked of the fit on the selection split, where that is not the default."""
-        usual = {"calibrated": False, "centred": False, "expected_scale": 0.7}
-        return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+    def asked_of_fit(self) -> dict[str, bool | float]:
+        """Options of the fit on the selection split that are not as usual."""
+        told = {name: getattr(self, name) for name in ("calibrated", "expected_scale", "centred")}
+        return {name: value for name, value in told.items() if value != getattr(type(self), name)}

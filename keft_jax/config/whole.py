@@ -76,7 +76,13 @@ class Config:
             self.fusion.trains,
             f"what {self.task.kind} reads of text and graph is not taken apart; use together",
         )
-        for name, value in self.fusion.fitted.items():
+        for name, value in self.fusion.asked_of_fit.items():
+            check(
+                bool(self.data.select or self.data.select_share),
+                f"fusion.{name}",
+                value,
+                "is fitted on the selection split; name one by data.select or data.select_share",
+            )
             check(
                 not self.objective.of_sum,
                 f"fusion.{name}",

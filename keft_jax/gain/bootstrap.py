@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 from scipy import stats as distributions
@@ -102,11 +103,12 @@ class Sample:
         return np.where(empty, np.nan, self.score(sums.reshape(len(sums), *whole.shape), whole))
 
     @property
-    def bounded(self) -> bool:
-        """Whether the metric lies in [0, 1]."""
+    def bounds(self) -> tuple[float, float]:
+        """Between which the metric lies: 0, or -1 for a function of sums that falls below it
+        somewhere, and 1; (-inf, inf) for the mean of what is no share."""
         if self.score is None:
-            return self._share
-        return bool((self.draws_bx[~np.isnan(self.draws_bx)] >= 0).all())
+            return (0.0, 1.0) if self._share else (-np.inf, np.inf)
+        return (-1.0 if (self.draws_bx < 0).any() else 0.0), 1.0
 
     @property
     def clusters(self) -> int:
@@ -115,7 +117,7 @@ class Sample:
     def at(self, row: str, seed: int) -> int:
         return self.columns.index((row, seed))
 
-    def estimate(self, row: str, versus: str | None, rng: np.random.Generator) -> Estimate:
+    def estimate(self, row: str, versus: str | None = None) -> Estimate:
         """The mean of a row, or of its paired difference to another over their common seeds."""
         common = set(self.seeds[row]) & set(self.seeds[versus] if versus else self.seeds[row])
         seeds = sorted(common)
@@ -124,8 +126,10 @@ class Sample:
         if versus:
             y = [self.at(versus, seed) for seed in seeds]
             sums_cs, draws_bs = sums_cs - self.sums_cx[:, y], draws_bs - self.draws_bx[:, y]
-        low, high = (-1.0, 1.0) if versus else (0.0, 1.0)
-        bounds = (low, high) if self.bounded else (-np.inf, np.inf)
+        low, high = self.bounds
+        bounds = (low - high, high - low) if versus else (low, high)
+        # Of these rows alone, so that a row more moves no interval of the others.
+        rng = np.random.default_rng(crc32(f"{row} - {versus or ''}".encode()))
         return _estimate(sums_cs, self.count_c, draws_bs, bounds, rng)
 
 

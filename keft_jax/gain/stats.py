@@ -123,8 +123,8 @@ def _summarise_split(
     }
     draw([whole, *slices.values()], draws, rng)
     others = [row for row in values if row != JUDGED]
-    scores = {row: whole.estimate(row, None, rng) for row in values}
-    versus = {row: whole.estimate(JUDGED, row, rng) for row in others}
+    scores = {row: whole.estimate(row) for row in values}
+    versus = {row: whole.estimate(JUDGED, row) for row in others}
     text = [row for row in others if row in TEXT_ONLY]
     best = max(text, key=lambda row: scores[row].mean) if text else None
     summary: dict[str, Any] = {
@@ -136,27 +136,27 @@ def _summarise_split(
         "gain": versus[PLAIN].json() if PLAIN in versus else None,
         "versus": {row: e.json() for row, e in versus.items()},
         "best_text": None if best is None else {"row": best, **versus[best].json()},
-        "controls": _check_controls(whole, others, rng),
+        "controls": _check_controls(whole, others),
         "slices": {},
         **judge(versus, references, [row for row in text if row in BASELINES]),
     }
     for name, sample in slices.items():
-        against = {row: sample.estimate(JUDGED, row, rng) for row in others}
+        against = {row: sample.estimate(JUDGED, row) for row in others}
         summary["slices"][name] = {
             "n": sample.n,
             "clusters": sample.clusters,
-            "scores": {row: sample.estimate(row, None, rng).json() for row in values},
+            "scores": {row: sample.estimate(row).json() for row in values},
             "gain": against[PLAIN].json() if PLAIN in against else None,
             "versus": {row: e.json() for row, e in against.items()},
             **judge(against, references),
         }
     summary["perturbed"] = {
-        change: levels for change in CHANGED if len(levels := _by_level(whole, change, rng)) > 1
+        change: levels for change in CHANGED if len(levels := _by_level(whole, change)) > 1
     }
     return summary
 
 
-def _by_level(sample: Sample, change: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _by_level(sample: Sample, change: str) -> list[dict[str, Any]]:
     """What is left of `true` with rising shares of the facts changed, 0 first: its score, its gain
     over `none` with the verdict against that alone, and what it loses against the whole graph."""
     levels = {row: level_of(row) for row in sample.seeds}
@@ -164,11 +164,11 @@ def _by_level(sample: Sample, change: str, rng: np.random.Generator) -> list[dic
     out = []
     for row, share in sorted({JUDGED: 0.0, **shares}.items(), key=lambda item: item[1]):
         level: dict[str, Any] = {"share": share, "row": row}
-        level["score"] = sample.estimate(row, None, rng).json()
+        level["score"] = sample.estimate(row).json()
         if row != JUDGED:
-            level["loss"] = sample.estimate(row, JUDGED, rng).json()
+            level["loss"] = sample.estimate(row, JUDGED).json()
         if PLAIN in sample.seeds:
-            gain = sample.estimate(row, PLAIN, rng)
+            gain = sample.estimate(row, PLAIN)
             found = judge({PLAIN: gain}, (PLAIN,))
             level |= {"gain": gain.json(), **{k: found[k] for k in ("kind", "verdict", "why")}}
         out.append(level)
@@ -184,9 +184,7 @@ def _still_rising(row: str, cells: Sequence[Cell]) -> bool:
     return bool(curves) and float(np.mean(rises)) > MARGIN + 1e-9 and float(np.mean(last)) > 0.5
 
 
-def _check_controls(
-    sample: Sample, rows: Sequence[str], rng: np.random.Generator
-) -> dict[str, dict[str, Any]]:
+def _check_controls(sample: Sample, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A control that falls below the majority was kept low, and a gain over it proves nothing."""
     if MAJORITY not in rows:
         return {}
@@ -194,7 +192,7 @@ def _check_controls(
     for row in rows:
         if row in BASELINES:
             continue
-        e: Estimate = sample.estimate(row, MAJORITY, rng)
+        e: Estimate = sample.estimate(row, MAJORITY)
         flag = e.interval is not None and e.interval[1] < 0
         note = f"below the row {MAJORITY} by {-100 * e.mean:.1f} points: tune it" if flag else ""
         checks[row] = {"baseline": MAJORITY, **e.json(), "flag": flag, "note": note}

@@ -51,24 +51,23 @@ class Weigher:
         self._fusion = evaluator.parts.config.fusion
 
     def __call__(self, params: Tree, select: Any) -> Judged:
-        """With the scale that fits this split best; with the one that they have where the graph
-        is nowhere, or says nothing. Raises NotFiniteError."""
+        """With the scale that fits this split best; with the one that is expected where the graph
+        says nothing of it. Raises NotFiniteError."""
         rows = self._evaluator.rows(self._step, params, select)
         there, label, weight = rows["there"], rows["label"], rows["weight"]
-        graph, scale = rows["graph"], float(fetch(at(params, GRAPH_SCALE))[0])
+        graph, scale, sure = rows["graph"], self._fusion.expected_scale, 1.0
+        offset = np.zeros(graph.shape[1], np.float32)
         if (weight * there).any() and graph.any():
-            offset = np.zeros(graph.shape[1], np.float32)
             if GRAPH_OFFSET in flat(params):
                 offset -= np.average(graph, axis=0, weights=weight * there)
                 graph = np.where(there[:, None], graph + offset, 0)
             given = label, weight * there
-            fitted = self._fusion.calibrated
-            sure = fit_temperature(self._task, rows["text"], *given) if fitted else 1.0
-            expected = self._fusion.expected_scale
-            scale = sure * fit_scale(self._task, rows["text"] / sure, graph, *given, expected)
-            # What the first process finds, for all.
-            scale, *found = json.loads(exchange(json.dumps([scale, *offset.tolist()]))[0])
-            params = _set(params, {GRAPH_SCALE: [scale], GRAPH_OFFSET: found})
+            if self._fusion.calibrated:
+                sure = fit_temperature(self._task, rows["text"], *given)
+            scale = sure * fit_scale(self._task, rows["text"] / sure, graph, *given, scale)
+        # What the first process finds, for all.
+        scale, *found = json.loads(exchange(json.dumps([scale, *offset.tolist()]))[0])
+        params = _set(params, {GRAPH_SCALE: [scale], GRAPH_OFFSET: found})
         target: Any = LabelTarget(label=label, weight=weight)
 
         def score(logits: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,7 +87,7 @@ def _set(params: Tree, values: dict[str, list[float]]) -> Tree:
 
 
 def scale_of(params: Tree) -> dict[str, float]:
-    """{"graph_scale": that of these parameters, 1 where none was fitted}, to be reported; empty
+    """{"graph_scale": that of these parameters, 1 before they are judged}, to be reported; empty
     where they have none."""
     there = GRAPH_SCALE in flat(params)
     return {"graph_scale": float(fetch(at(params, GRAPH_SCALE))[0])} if there else {}
