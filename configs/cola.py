@@ -53,6 +53,8 @@ def get_config(arg: str = "all") -> Config:
         ),
         encoder=EncoderConfig(pretrained="models/all-MiniLM-L6-v2", dropout=0.1),
         graph=GraphConfig(kind="rgat", layers=1, width=64, heads=4),
+        # As in configs/sst2.py, but that nothing is expected of the graph: what it says counts as
+        # far as the selection split speaks for it.
         fusion=FusionConfig(
             kind="cross_attention", layers=(-1,), trains="apart", centred=True, expected_scale=0.0
         ),
@@ -64,8 +66,6 @@ def get_config(arg: str = "all") -> Config:
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
                 GroupConfig("encoder/", 0.2),
-                # As in configs/sst2.py, but that nothing is expected of the graph: what it says
-                # counts as far as the selection split speaks for it.
                 GroupConfig("exchanges/", 0.0),
                 GroupConfig("head/around", 4.0),
             ),

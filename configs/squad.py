@@ -5,11 +5,10 @@ keft gain --config configs/squad.py --data.source=../shared/data \
 python train.py --config configs/squad.py --data.source=... --encoder.pretrained=...
 
 After the colon: the number of questions to train on, or `all` (the default); then `,frozen` or
-`,scratch` as in configs/semeval.py. Or `answered`: the questions that have an answer alone, as in
-SQuAD 1.1, and at a higher rate; where it may say that there is none, MiniLM learns to say that and
-nothing else from so few. The questions are half of SQuAD's dev part, on 16 articles;
-no article is in two files. Those of one article are one cluster, and 5 articles of the test part
-are too few for a verdict (10).
+`,scratch` as in configs/semeval.py. `answered` in place of the number: the questions that have an
+answer alone, as in SQuAD 1.1, at three times the rate. The questions are half of SQuAD's dev part,
+on 16 articles; no article is in two files. Those of one article are one cluster, and 5 articles of
+the test part are too few for a verdict (10).
 """
 
 from keft_jax.config import (
@@ -30,20 +29,22 @@ from keft_jax.config import (
 
 
 def get_config(arg: str = "all") -> Config:
-    answered = arg == "answered"
-    labels, mode = read_arg("all" if answered else arg)
-    steps = 300 if 0 < labels <= 1000 else 800 if answered else 900
-    data = "data/squad"
-    kind = "answered-" if answered else ""
+    answered = arg.partition(",")[0] == "answered"
+    labels, mode = read_arg(arg.replace("answered", "all", 1) if answered else arg)
+    steps, every, rate = (300, 100, 0.2) if 0 < labels <= 1000 else (900, 300, 0.2)
+    begin = "data/squad/"
+    if answered:
+        steps, every, rate = 800, 200, 0.6
+        begin = "data/squad/answered-"
     config = Config(
         name=f"squad-{'answered' if answered else labels or 'all'}",
         task=TaskConfig(kind="span", no_answer_threshold=1e9 if answered else 0.0),
         data=DataConfig(
             generator="squad",
             source="data/raw",
-            train=f"{data}/{kind}pool.jsonl",
-            select=f"{data}/{kind}select.jsonl",
-            test=(f"{data}/{kind}test.jsonl",),
+            train=f"{begin}pool.jsonl",
+            select=f"{begin}select.jsonl",
+            test=(f"{begin}test.jsonl",),
             text="context",
             pair="question",
             answer_spans="answers",
@@ -52,9 +53,9 @@ def get_config(arg: str = "all") -> Config:
             buckets=(192, 320),
         ),
         knowledge=KnowledgeConfig(
-            kg=f"{data}/kg.tsv",
-            aliases=f"{data}/aliases.tsv",
-            descriptions=f"{data}/descriptions.tsv",
+            kg="data/squad/kg.tsv",
+            aliases="data/squad/aliases.tsv",
+            descriptions="data/squad/descriptions.tsv",
             hops=1,
             nodes=48,
             edges=128,
@@ -71,10 +72,10 @@ def get_config(arg: str = "all") -> Config:
             groups=(
                 GroupConfig("embed/", 0.0),
                 GroupConfig("nodes/rows", 0.0),
-                GroupConfig("encoder/", 0.6 if answered else 0.2),
+                GroupConfig("encoder/", rate),
             ),
         ),
-        eval=EvalConfig(every=steps // (4 if answered else 3), batch=16),
+        eval=EvalConfig(every=every, batch=16),
         gain=GainConfig(rows=("none", "dictionary", "untyped", "shuffled", "random", "true")),
     )
     return with_mode(config, mode)

@@ -80,6 +80,8 @@ def get_config(arg: str = "300") -> Config:
             ),
         ),
         eval=EvalConfig(every=steps // 2, batch=64),
-        gain=GainConfig(rows=("none", "dictionary", "shuffled", "random", "true"), seeds=5),
+        gain=GainConfig(
+            rows=("none", "dictionary", "untyped", "shuffled", "random", "true"), seeds=5
+        ),
     )
     return with_mode(config, mode)

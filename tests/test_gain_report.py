@@ -16,6 +16,7 @@ from keft_jax.gain.console import entries_abreast, span_of_gains
 from keft_jax.gain.network import MAX_NODES, draw_network, list_edges, measure
 from keft_jax.gain.report import Drawn, plot, print_table, write_report
 from keft_jax.gain.stats import summarise
+from keft_jax.gain.variants import VARIANTS
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=y> & [/bold] $x$ ${1}"
 ROWS = {"majority": 0.3, "none": 0.3, "dictionary": 0.35, "shuffled": 0.3, "random": 0.3}
@@ -168,15 +169,20 @@ def test_table_on_a_terminal(made):
 
 def test_a_table_fits_eighty_columns():
     split = Split("test", np.arange(60).astype(str), np.full(60, ""))
-    rows = dict.fromkeys(("none", "true", "linear-dictionary", "kg-teacher-shuffled"), 0.5)
+    longest = max(VARIANTS, key=len)
+    rows = dict.fromkeys(("none", "true", longest), 0.5)
     rows |= {"true": 1.0, "none": 0.0}
     cells = make_cells("test", 5, rows=rows)
     summary = summarise(cells, [split], "hits@1", task="kgqa", draws=200)
-    console = Console(width=80, file=io.StringIO())
-    print_table(summary, console)
-    text = console.file.getvalue()
-    assert "+100.0" in text and all(row in text for row in rows)  # nothing is cut off
-    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    text = {}
+    for width in (80, 300):
+        console = Console(width=width, file=io.StringIO())
+        print_table(summary, console)
+        lines = console.file.getvalue().splitlines()
+        end = next(i for i, line in enumerate(lines) if line.startswith("  verdict"))
+        text[width] = [line.rstrip() for line in lines[:end]]
+    assert any("+100.0" in line for line in text[80])
+    assert text[80] == text[300]  # nothing is cut off
 
 
 def test_plot_is_a_png(made, tmp_path):

@@ -23,7 +23,7 @@ OWN = {
     "sst2": ("100", *(f"100,{mode}" for mode in MODES[1:]), "1000,scratch", "all"),
     "semi": ("labelled", "self-training", "consistency", "soft", "mlm"),
     "pretrain": ("knowledge", "plain", "wikitext"),
-    "squad": ("80", *(f"80,{mode}" for mode in MODES[1:]), "all", "answered"),
+    "squad": ("80", *(f"80,{mode}" for mode in MODES[1:]), "all", "answered", "answered,frozen"),
 }
 """Arguments of recipes that are no number of labels with a mode."""
 FILES = sorted((ROOT / "configs").glob("*.py"))
