@@ -44,7 +44,7 @@ def made(request):
     split, n = request.param, 60
     masks = {"covered": np.arange(n) < 30, HOSTILE: np.arange(n) > 10}
     splits = [Split(split, np.arange(n).astype(str), np.full(n, HOSTILE), masks)]
-    cells = make_cells(split)
+    cells = [c for c in make_cells(split) if (c.row, c.seed) != ("mine", 4)]
     summary = summarise(cells, splits, "hits@1", task="kgqa", draws=200)
     summary["leaks"] = {
         f"shared texts/{split}": {"value": 0.2, "verdict": "leak", "note": HOSTILE},
@@ -121,6 +121,7 @@ def test_page_holds_every_section_and_row(read):
     assert "Still rising at the last step: majority, none" in text
     assert "found a leak" in text
     assert "1.20 times" in text
+    assert text.count("; 4 seeds, and its difference over these") == 1
 
 
 def test_page_is_written_whole(made, tmp_path):

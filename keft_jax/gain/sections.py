@@ -112,9 +112,12 @@ def show_split(name: str, part: Mapping[str, Any], rows: Sequence[str], scale: S
         if row not in part["scores"]:
             continue
         score, gain = part["scores"][row], part["versus"].get(row)
+        note, seeds = describe_row(row), len(score["values"])
+        if seeds != part["seeds"]:  # then its score is not to be held beside the others'
+            note += f"; {count(seeds, 'seed')}, and its difference over these"
         lines.append(
             f'<tr class="c{i}{" true" if row == JUDGED else ""}"><td><span class="name">'
-            f'{escape(row)}</span><span class="note">{escape(describe_row(row))}</span></td>'
+            f'{escape(row)}</span><span class="note">{escape(note)}</span></td>'
             + _cell(score, scale, False, draw_bar(score, low, high, f"c{i}", False))
             + _cell(gain, scale, True, gain and draw_bar(gain, gain_low, gain_high, "", True))
             + "</tr>"
