@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,11 @@ def test_a_kept_table_is_of_its_recipe_and_told_as_it_is(folder):
         assert f"| {score:.1f} |" in TOLD
     assert not Path(table.manifest["config"]["data"]["source"]).is_absolute()
     assert not Path(table.manifest["config"]["encoder"]["pretrained"]).is_absolute()
+
+
+def test_gains_of_the_readme_stand_in_the_tables():
+    _, _, table = (ROOT / "README.md").read_text().partition("| task, facts |")
+    gains = re.findall(r"\*{0,2}([+-]\S+?)\*{0,2} (\[[^]]+\]) \|", table.partition("\n\n")[0])
+    assert len(gains) > 30
+    told = TOLD.replace("**", "")
+    assert [gain for gain in gains if " ".join(gain) not in told] == []
