@@ -11,6 +11,7 @@ import pytest
 from keft_jax.gain.cells import find_difference, load_table
 from keft_jax.gain.cheap import score_of
 from keft_jax.gain.rows import DEFINITION
+from keft_jax.kg import KG
 from keft_jax.options import load_config, override
 
 ROOT = Path(__file__).parents[1]
@@ -50,3 +51,30 @@ def test_gains_of_the_readme_stand_in_the_tables():
     assert len(gains) > 30
     told = TOLD.replace("**", "")
     assert [gain for gain in gains if " ".join(gain) not in told] == []
+
+
+def test_the_lexicons_vote_beside_a_table(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from lexicon_vote import compare, vote
+
+    facts = [
+        ("fine", "polarity", "positive word"),
+        ("fine", "valence", "slightly positive"),
+        ("fine", "other", "slightly negative"),
+        ("dull", "polarity", "negative word"),
+        ("odd", "polarity", "positive word"),
+        ("odd", "valence", "clearly negative"),
+    ]
+    texts = ["a fine film", "dull , dull but fine", "odd", "nothing known"]
+    assert vote(KG.from_triples(facts), texts).tolist() == [1, -1, 0, 0]
+
+    folder = ROOT / "benchmarks/tables/sst2-32"
+    (split,) = load_table(folder).splits
+    with pytest.raises(SystemExit, match="the data have 3"):
+        compare(folder, np.ones(3))
+    found = compare(folder, np.full(len(split), 0.5))
+    assert found["true"] == pytest.approx(69.1, abs=0.05)
+    assert found["vote"] == 50
+    assert found["difference"][0] == pytest.approx(found["true"] - 50)
+    low, high = found["difference"][1:]
+    assert low < found["difference"][0] < high
